@@ -1,0 +1,1 @@
+"""The tasks that the product brings itself, one module a task or a family of them."""
