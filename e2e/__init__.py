@@ -1,0 +1,1 @@
+"""The stack under test: one file a promise, and the harness they share."""
