@@ -1,0 +1,1 @@
+"""The two databases: engines, tables, migrations."""

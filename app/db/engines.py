@@ -1,0 +1,115 @@
+"""Engines and transactions of both databases, for SQLite and, by the same calls, for PostgreSQL."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DatabaseError, OperationalError
+
+from app.db.clock import now_us
+
+REQUEST_BUSY_TIMEOUT_S = 30.0
+LOOP_BUSY_TIMEOUT_S = 0.8
+"""The scheduler's loop looks at least once a second, so it must not wait longer for a lock."""
+
+_WRITE = "whalefall_write"
+
+
+class DamagedDatabase(Exception):
+    """The database file cannot be trusted. It is left as it is."""
+
+
+def sqlite_path(url: str | URL) -> Path | None:
+    """The file of a SQLite `url`; None for any other database or an in-memory one."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        return None
+    return Path(parsed.database)
+
+
+def create_engine_for(url: str | URL, *, busy_timeout_s: float = REQUEST_BUSY_TIMEOUT_S) -> Engine:
+    """An engine for `url`; nothing is opened before the first use.
+
+    SQLite: WAL, `synchronous=FULL` (a commit that was answered survives a power cut), and a lock is waited
+    for up to `busy_timeout_s` seconds. Missing parent folders are made.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_pre_ping=True)
+    path = sqlite_path(parsed)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        parsed,
+        connect_args={"timeout": busy_timeout_s, "check_same_thread": False, "isolation_level": None},
+        pool_size=5,
+        max_overflow=20,
+        pool_timeout=REQUEST_BUSY_TIMEOUT_S,
+    )
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    # The busy timeout is set by the driver's `timeout` before any of these can meet a lock.
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads first and writes later fails at once with "database is locked" when another
+    # one wrote in between, whatever the busy timeout; one that will write takes the lock at its beginning.
+    write = connection.get_execution_options().get(_WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+@contextmanager
+def write_transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction that may write; commits at the end, rolls back on an exception."""
+    with engine.connect().execution_options(**{_WRITE: True}) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def read_transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads: one consistent view, never waiting for a writer."""
+    with engine.connect() as connection, connection.begin():
+        yield connection
+
+
+def database_now_us(connection: Connection) -> int:
+    """Now in microseconds since the epoch: the database's clock where it has one of its own, so that nodes
+    with different clocks agree."""
+    if connection.dialect.name == "postgresql":
+        return int(
+            connection.execute(
+                text("SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint")
+            ).scalar_one()
+        )
+    return now_us()
+
+
+def check_integrity(engine: Engine) -> None:
+    """Raises DamagedDatabase when the SQLite file behind `engine` fails `quick_check` or is no database."""
+    path = sqlite_path(engine.url)
+    if path is None or not path.exists():
+        return
+    keep = (
+        f"The file {path} is kept as it is; restore a backup, or move it aside with its -wal and -shm files."
+    )
+    try:
+        with engine.connect() as connection:
+            finding = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+    except OperationalError:
+        raise  # locked, unreadable, disk full: not a verdict on the content
+    except DatabaseError as error:
+        raise DamagedDatabase(f"The database is damaged: {error.orig}. {keep}") from error
+    if finding != "ok":
+        raise DamagedDatabase(f"The database is damaged: {finding}. {keep}")

@@ -1,0 +1,130 @@
+"""Tables of the job store: jobs, runs with their logs, nodes.
+
+Times are microseconds since the epoch, UTC (app.db.clock). JSON is kept as text, so that a row whose JSON is
+damaged can still be selected, shown and set aside. Columns that only some rows use are nullable.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    literal,
+    text,
+)
+
+from app.db.metadata import jobstore_metadata
+
+JOB_ID_LENGTH = 128
+ACTIVE = ("pending", "running")
+"""Outcomes of runs that still count against `max_instances`."""
+ALARMING = ("failed", "lost", "missed", "skipped")
+"""Outcomes that an operator wants to hear of."""
+
+jobs = Table(
+    "jobs",
+    jobstore_metadata,
+    Column("id", String(JOB_ID_LENGTH), primary_key=True),
+    Column("task", String(255), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("source", String(16), nullable=False),  # builtin, default (of the YAML file), own
+    Column("trigger", Text, nullable=False),  # JSON, app.triggers' spec
+    Column("kwargs", Text, nullable=False),  # JSON object
+    Column("next_run_time", BigInteger),
+    Column("misfire_grace_time", Integer, nullable=False),  # seconds
+    Column("coalesce", Boolean, nullable=False),
+    Column("max_instances", Integer, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("executor", String(32), nullable=False),
+    Column("retry_on_loss", Boolean, nullable=False),
+    Column("is_enabled", Boolean, nullable=False),
+    Column("is_paused", Boolean, nullable=False),
+    Column("is_active", Boolean, nullable=False),
+    Column("overrides", Text, nullable=False, server_default="[]"),  # JSON: fields that the API changed
+    Column("problem", Text),  # why the row was set aside; null while it can be read
+    Column("revision", Integer, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_by", String(64), nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("deleted_at", BigInteger),
+)
+Index(
+    "ix_jobs_due",
+    jobs.c.next_run_time,
+    sqlite_where=jobs.c.next_run_time.is_not(None),
+    postgresql_where=jobs.c.next_run_time.is_not(None),
+)
+
+runs = Table(
+    "runs",
+    jobstore_metadata,
+    Column("run_id", String(32), primary_key=True),  # UUIDv7 in hex: sorts by the time of the claim
+    Column("job_id", String(JOB_ID_LENGTH), nullable=False),
+    Column("task", String(255), nullable=False),
+    Column("kind", String(16), nullable=False),  # schedule, manual
+    Column("scheduled_for", BigInteger, nullable=False),
+    Column("scheduled_from", BigInteger),  # first of `count` folded moments
+    Column("count", Integer, nullable=False, server_default=text("1")),
+    Column("attempt", Integer, nullable=False, server_default=text("1")),
+    Column("outcome", String(16), nullable=False),
+    Column("reason", Text),
+    Column("error", Text),
+    Column("owner", String(32), nullable=False, server_default=""),  # nodes.node_id; empty: anyone's
+    Column("epoch", Integer, nullable=False, server_default=text("1")),
+    Column("priority", Integer, nullable=False, server_default=text("0")),
+    Column("executor", String(32), nullable=False),
+    Column("max_instances", Integer, nullable=False),
+    Column("misfire_grace_time", Integer, nullable=False),  # seconds
+    Column("retry_on_loss", Boolean, nullable=False),
+    Column("kwargs", Text, nullable=False),  # JSON object, as it stood at the claim
+    Column("node", String(255)),  # name of the node that started it
+    Column("created_by", String(64), nullable=False),
+    Column("claimed_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    UniqueConstraint("job_id", "kind", "scheduled_for", "attempt", name="uq_runs_fire"),
+    sqlite_with_rowid=False,  # rows lie in the order of their ids: history pages and purges are range scans
+)
+Index("ix_runs_job_id_run_id", runs.c.job_id, runs.c.run_id)
+
+
+def _outcome_in(outcomes: tuple[str, ...]) -> ColumnElement[bool]:
+    # Written out, not bound: a planner uses a partial index only where it sees the index's own condition.
+    return runs.c.outcome.in_([literal(outcome, literal_execute=True) for outcome in outcomes])
+
+
+IS_ACTIVE = _outcome_in(ACTIVE)
+"""Condition for runs that are pending or running; backed by an index, unlike a comparison with one outcome."""
+IS_ALARMING = _outcome_in(ALARMING)
+"""Condition for runs with an alarming outcome; backed by an index."""
+Index("ix_runs_active", runs.c.owner, runs.c.job_id, sqlite_where=IS_ACTIVE, postgresql_where=IS_ACTIVE)
+Index("ix_runs_alarming", runs.c.run_id, sqlite_where=IS_ALARMING, postgresql_where=IS_ALARMING)
+
+run_logs = Table(
+    "run_logs",
+    jobstore_metadata,
+    Column("run_id", String(32), primary_key=True),
+    Column("log", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+nodes = Table(
+    "nodes",
+    jobstore_metadata,
+    Column("node_id", String(32), primary_key=True),  # one a process start
+    Column("name", String(255), nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("state", String(16), nullable=False),  # running, stopping, stopped
+    Column("started_at", BigInteger, nullable=False),
+    Column("heartbeat_at", BigInteger, nullable=False),
+    Column("lock_file", Text),  # held locked while the process lives; null where there is no shared volume
+    Column("stats", Text, nullable=False, server_default="{}"),  # JSON: queue, running, lateness, counters
+)

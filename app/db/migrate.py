@@ -1,0 +1,70 @@
+"""Brings a database to the schema of this release, once, however many processes start together."""
+
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import Connection, Engine, inspect, text
+
+from app.db.engines import read_transaction, write_transaction
+from app.db.metadata import app_metadata, jobstore_metadata
+
+Store = Literal["jobstore", "app"]
+
+METADATA = {"jobstore": jobstore_metadata, "app": app_metadata}
+HEADS: dict[Store, str] = {"jobstore": "0001", "app": "0001"}
+"""The newest revision in `migrations/<store>`: known here so that a start need not load Alembic."""
+
+_VERSION_TABLE = "schema_version"
+_ADVISORY_LOCK = 0x5748414C  # "WHAL": any constant that every release shares
+
+
+class NewerSchema(Exception):
+    """The database was written by a newer release than this one. Nothing was changed."""
+
+
+def script_location(store: Store) -> Path:
+    """The folder of the store's Alembic scripts."""
+    return Path(__file__).parent / "migrations" / store
+
+
+def current_revision(connection: Connection) -> str | None:
+    """The revision that the database is at; None for one without our tables."""
+    if not inspect(connection).has_table(_VERSION_TABLE):
+        return None
+    return connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar_one_or_none()  # noqa: S608
+
+
+def ensure_schema(engine: Engine, store: Store) -> None:
+    """Migrates the database behind `engine` to this release's schema; one query when it is there already.
+
+    Raises NewerSchema when the database is of a release that this one does not know.
+    """
+    with read_transaction(engine) as connection:
+        if current_revision(connection) == HEADS[store]:
+            return
+    with write_transaction(engine) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+        revision = current_revision(connection)  # another process may have been here first
+        if revision != HEADS[store]:
+            _upgrade(connection, store, revision)
+
+
+def _upgrade(connection: Connection, store: Store, revision: str | None) -> None:
+    # Alembic is loaded for the rare start that migrates, not in every process for good.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(script_location(store)))
+    config.attributes["connection"] = connection
+    config.attributes["target_metadata"] = METADATA[store]
+    config.attributes["version_table"] = _VERSION_TABLE
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise NewerSchema(
+            f"The {store} database is at schema {revision}, which this release does not know "
+            f"(its newest is {HEADS[store]}). Run the release that wrote it, or restore a backup."
+        )
+    command.upgrade(config, "head")

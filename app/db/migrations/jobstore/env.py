@@ -1,0 +1,3 @@
+from app.db.migrations.environment import run
+
+run()
