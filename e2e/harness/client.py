@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 
 SCHEDULER = "/api/v1/scheduler"
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -23,6 +24,8 @@ class Client:
         self.session = requests.Session()
         # An ambient proxy or .netrc of the host must not reach these calls.
         self.session.trust_env = False
+        # Tests ask from many threads at once; the default keeps ten connections.
+        self.session.mount("http://", HTTPAdapter(pool_maxsize=64))
         self.csrf_token: str | None = None
         if token is not None:
             self.session.headers["Authorization"] = f"Bearer {token}"

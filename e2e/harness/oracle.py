@@ -29,7 +29,7 @@ SEEN_OUTSIDE = frozenset({"success", "failed"})
 
 @dataclass(frozen=True)
 class Start:
-    """One line of the outside log: the task `job_id` was started for the moment `scheduled_for`."""
+    """One line of the outside log: `job_id` was started for `scheduled_for`, at `time` (s since the epoch)."""
 
     run_id: str
     job_id: str
@@ -54,14 +54,14 @@ def every(seconds: float, first: datetime, last: datetime) -> list[datetime]:
     return [first + index * step for index in range((last - first) // step + 1)]
 
 
-def read_log(path: Path) -> list[Start]:
-    """The starts in the outside log, in the order written; a missing file holds none."""
+def read_log(path: Path, event: str = "start") -> list[Start]:
+    """The starts (or the ends: `event="end"`) in the outside log, as written; a missing file holds none."""
     if not path.exists():
         return []
     starts = []
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        if entry["event"] == "start":
+        if entry["event"] == event:
             starts.append(
                 Start(
                     run_id=entry["run_id"],

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -153,7 +154,7 @@ class Stack:
         for path in ("/api/v1/health/ready", f"{SCHEDULER}/health/ready"):
             wait_until(
                 f"{path} of {self.name}",
-                lambda path=path: anyone.get(path, timeout=5).status_code,
+                partial(_status_of, anyone, path),
                 lambda status: status == 200,
                 within=within,
             )
@@ -235,8 +236,13 @@ class Stack:
     # -- the oracle -------------------------------------------------------------------------------------
 
     def starts(self) -> list[Start]:
-        """What the outside log holds by now."""
+        """The starts that the outside log holds by now."""
         return read_log(self.oracle_folder / "fires.jsonl")
+
+    def logged(self, run_id: str, event: str = "start") -> float | None:
+        """When a run's task wrote that event outside, in seconds since the epoch; None: not yet."""
+        lines = read_log(self.oracle_folder / "fires.jsonl", event)
+        return next((line.time for line in lines if line.run_id == run_id), None)
 
     def judge_at_rest(self, expected: Mapping[str, Sequence[Any]], *, within: float) -> Verdict:
         """Wait until every job is at rest (no next run, no open run), then compare the three sources."""
@@ -275,3 +281,7 @@ class Stack:
                 _, config = container.exec_run(["nginx", "-T"])
                 sections.append((f"nginx of {title}", config.decode(errors="replace")))
         return sections
+
+
+def _status_of(client: Client, path: str) -> int:
+    return client.get(path, timeout=5).status_code

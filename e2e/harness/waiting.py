@@ -49,5 +49,7 @@ def wait_until(
 
 
 def wait_for_clock(moment: float) -> None:
-    """Wait until the wall clock shows `moment` (seconds since the epoch)."""
-    wait_until("the clock", time.time, lambda now: now >= moment, within=max(moment - time.time(), 0) + 5)
+    """Wait until the wall clock shows `moment` (seconds since the epoch), to the millisecond."""
+    pause = threading.Event()
+    while (left := moment - time.time()) > 0:
+        pause.wait(left)
