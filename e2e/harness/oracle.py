@@ -29,7 +29,7 @@ SEEN_OUTSIDE = frozenset({"success", "failed"})
 
 @dataclass(frozen=True)
 class Start:
-    """One line of the outside log: `job_id` was started for `scheduled_for`, at `time` (s since the epoch)."""
+    """One line of the outside log: `job_id` was started for `scheduled_for`, at `time` (epoch seconds)."""
 
     run_id: str
     job_id: str
