@@ -1,0 +1,1 @@
+"""What the scheduler API and the pages ask for: jobs, runs, changes, actions, previews."""

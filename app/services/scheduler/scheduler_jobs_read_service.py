@@ -1,0 +1,61 @@
+"""Lists jobs and shows one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.errors import _N, NotFound
+from app.repositories.jobs_repository import JobFilter, JobsRepository
+from app.runtime import Runtime, current_runtime
+from app.services.scheduler.job_views import (
+    SchedulerJobDetail,
+    SchedulerJobListItem,
+    job_detail,
+    job_list_item,
+)
+from app.services.scheduler.store_failures import store_failures
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Jobs sorted by id. `next_cursor` continues after the last one; None at the end."""
+
+    items: list[SchedulerJobListItem]
+    next_cursor: str | None
+
+
+class SchedulerJobsReadService:
+    """Reads jobs from the store, in whatever process: no scheduler is asked."""
+
+    def __init__(self, runtime: Runtime | None = None) -> None:
+        self._runtime = runtime or current_runtime()
+        self._jobs = JobsRepository(self._runtime.jobstore)
+
+    def list_jobs(self, wanted: JobFilter | None = None) -> list[SchedulerJobListItem]:
+        """All jobs that `wanted` asks for, sorted by id; all that are not deleted without it."""
+        return self.page(wanted).items
+
+    def page(
+        self, wanted: JobFilter | None = None, *, limit: int | None = None, cursor: str | None = None
+    ) -> JobPage:
+        """Up to `limit` jobs (None: all) behind the cursor, in one query.
+
+        ServiceUnavailable or InternalError when the store fails.
+        """
+        with store_failures(_N("获取任务列表失败")):
+            readings = self._jobs.page(
+                wanted or JobFilter(), limit=None if limit is None else limit + 1, after=cursor
+            )
+        shown = readings if limit is None else readings[:limit]
+        return JobPage(
+            items=[job_list_item(reading, self._runtime) for reading in shown],
+            next_cursor=shown[-1].job.id if len(readings) > len(shown) else None,
+        )
+
+    def get_job(self, job_id: str) -> SchedulerJobDetail:
+        """The job `job_id`; NotFound for one that is not there or is deleted."""
+        with store_failures(_N("获取任务详情失败")):
+            reading = self._jobs.get(job_id)
+        if reading is None:
+            raise NotFound(_N("任务不存在"))
+        return job_detail(reading, self._runtime)

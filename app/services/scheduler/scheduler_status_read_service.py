@@ -1,0 +1,197 @@
+"""How the schedulers are doing, and what an operator looks at first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, Field
+
+from app.errors import _N
+from app.ledger import Node
+from app.repositories.jobs_repository import JobsRepository
+from app.repositories.runs_repository import RunsRepository
+from app.runtime import Runtime, current_runtime
+from app.services.scheduler.job_views import SchedulerJobListItem, job_list_item
+from app.services.scheduler.run_views import RunView, run_view
+from app.services.scheduler.store_failures import store_failures
+
+WINDOW = timedelta(hours=1)
+"""What lateness and counters look back on."""
+LATENESS_SAMPLE = 1000
+"""Lateness is told of at most so many of the newest runs, so that a busy hour costs no more than a quiet one."""
+SILENT_AFTER = timedelta(seconds=10)
+"""A node whose last heartbeat is older does not count as alive: it sends one a second."""
+OVERDUE_AFTER = timedelta(seconds=3)
+"""A due job that nobody has claimed for so long is called late: a scheduler looks once a second."""
+ALARMS_SINCE = timedelta(days=1)
+
+
+class NodeView(BaseModel):
+    """A scheduler process. `stats` is what it last told of itself."""
+
+    node_id: str
+    name: str
+    version: str
+    state: str
+    is_alive: bool
+    started_at: datetime
+    heartbeat_at: datetime
+    heartbeat_age_s: float
+    stats: dict[str, Any]
+
+
+class QueueView(BaseModel):
+    """Runs that were claimed and have not ended. Ages are seconds since the oldest was due."""
+
+    pending: int
+    running: int
+    oldest_pending_age_s: float | None
+    oldest_running_age_s: float | None
+
+
+class LatenessView(BaseModel):
+    """Milliseconds from due to start of the newest scheduled runs in the window; null without any."""
+
+    window_s: int
+    sample: int
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    max_ms: float | None
+
+
+class CountersView(BaseModel):
+    """Moments by outcome in the window, and jobs as they stand."""
+
+    window_s: int
+    outcomes: dict[str, int]
+    jobs: dict[str, int] = Field(description="total, scheduled, paused, disabled, with_problem, deleted")
+
+
+class SchedulerStatus(BaseModel):
+    """All schedulers of this store at one moment."""
+
+    at: datetime
+    timezone: str
+    nodes: list[NodeView]
+    queue: QueueView
+    lateness: LatenessView
+    counters: CountersView
+    task_problems: list[dict[str, str]] = Field(description="Drop-in modules that this process could not use")
+
+
+class SchedulerDashboard(BaseModel):
+    """What runs, failed, is late, comes next, and the last fires. Runs are newest first."""
+
+    status: SchedulerStatus
+    running: list[RunView] = Field(description="Pending ones too")
+    alarms: list[RunView] = Field(description="Of the last day")
+    late: list[SchedulerJobListItem]
+    upcoming: list[SchedulerJobListItem]
+    recent: list[RunView]
+
+
+class SchedulerStatusReadService:
+    """Reads the state of all schedulers from the store, in whatever process."""
+
+    def __init__(self, runtime: Runtime | None = None) -> None:
+        self._runtime = runtime or current_runtime()
+        self._jobs = JobsRepository(self._runtime.jobstore)
+        self._runs = RunsRepository(self._runtime.jobstore)
+
+    def status(self) -> SchedulerStatus:
+        """Nodes, queue, lateness, counters; ServiceUnavailable when the store is out of reach."""
+        with store_failures(_N("获取调度器状态失败")):
+            return self._status(datetime.now(UTC))
+
+    def dashboard(
+        self, *, recent: int = 300, running: int = 50, alarms: int = 20, upcoming: int = 10, late: int = 20
+    ) -> SchedulerDashboard:
+        """The status with the rows that an operator looks at first; the numbers are the longest lists."""
+        now = datetime.now(UTC)
+        with store_failures(_N("获取调度器状态失败")):
+            status = self._status(now)
+            active = self._runs.active(limit=running)
+            alarming = self._runs.alarming(now - ALARMS_SINCE, limit=alarms)
+            newest = self._runs.newest(limit=recent)
+            overdue = self._jobs.overdue(now - OVERDUE_AFTER, limit=late)
+            following = self._jobs.upcoming(limit=upcoming)
+        zone = self._zone
+        return SchedulerDashboard(
+            status=status,
+            running=[run_view(run, zone) for run in active],
+            alarms=[run_view(run, zone) for run in alarming],
+            late=[job_list_item(reading, self._runtime) for reading in overdue],
+            upcoming=[job_list_item(reading, self._runtime) for reading in following],
+            recent=[run_view(run, zone) for run in newest],
+        )
+
+    @property
+    def _zone(self) -> ZoneInfo:
+        return ZoneInfo(self._runtime.settings.scheduler_timezone)
+
+    def _status(self, now: datetime) -> SchedulerStatus:
+        since = now - WINDOW
+        window_s = int(WINDOW.total_seconds())
+        return SchedulerStatus(
+            at=now.astimezone(self._zone),
+            timezone=self._runtime.settings.scheduler_timezone,
+            nodes=[self._node(node, now) for node in self._runtime.ledger.nodes()],
+            queue=_queue(self._runs.queue(), now),
+            lateness=_lateness(self._runs.lateness(since, limit=LATENESS_SAMPLE), window_s),
+            counters=CountersView(
+                window_s=window_s,
+                outcomes=self._runs.outcome_counts(since),
+                jobs=asdict(self._jobs.counts()),
+            ),
+            task_problems=[
+                {"module": problem.module, "error": problem.error} for problem in self._runtime.tasks.problems
+            ],
+        )
+
+    def _node(self, node: Node, now: datetime) -> NodeView:
+        age = now - node.heartbeat_at
+        return NodeView(
+            node_id=node.node_id,
+            name=node.name,
+            version=node.version,
+            state=node.state,
+            is_alive=node.state in ("running", "stopping") and age < SILENT_AFTER,
+            started_at=node.started_at.astimezone(self._zone),
+            heartbeat_at=node.heartbeat_at.astimezone(self._zone),
+            heartbeat_age_s=round(age.total_seconds(), 3),
+            stats=dict(node.stats),
+        )
+
+
+def _queue(found: Mapping[str, tuple[int, datetime | None]], now: datetime) -> QueueView:
+    def age(outcome: str) -> float | None:
+        oldest = found.get(outcome, (0, None))[1]
+        return None if oldest is None else round((now - oldest).total_seconds(), 3)
+
+    return QueueView(
+        pending=found.get("pending", (0, None))[0],
+        running=found.get("running", (0, None))[0],
+        oldest_pending_age_s=age("pending"),
+        oldest_running_age_s=age("running"),
+    )
+
+
+def _lateness(sample: Sequence[float], window_s: int) -> LatenessView:
+    ordered = sorted(sample)
+
+    def percentile(share: float) -> float | None:
+        return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else None
+
+    return LatenessView(
+        window_s=window_s,
+        sample=len(ordered),
+        p50_ms=percentile(0.50),
+        p95_ms=percentile(0.95),
+        p99_ms=percentile(0.99),
+        max_ms=percentile(1.0),
+    )
