@@ -1,0 +1,51 @@
+"""The pages that people look at: rendered on the server, from the store, in Chinese and English.
+
+They never ask this process's scheduler: the process that renders them runs none. What they change, they change
+through the JSON API.
+"""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from app.i18n import current_language
+from app.pages.assets import serve_static, static_address
+from app.pages.board import node_health
+from app.pages.formats import last_line, milliseconds, relative_time_now, scheduler_time, short_count
+from app.pages.job_words import cron_expression, element_key, job_state, schedule_words
+from app.pages.views import page_values, pages
+from app.pages.words import outcome_name, script_texts, state_choices, timeline_words
+
+
+def page_language() -> str:
+    """The language of the page for HTML's `lang`."""
+    return "en" if current_language() == "en" else "zh-CN"
+
+
+def init_pages(app: Flask) -> None:
+    """Bind the pages, their static files and what their templates use."""
+    app.add_url_rule("/static/<path:filename>", endpoint="static", view_func=serve_static)
+    app.jinja_env.globals.update(
+        cron_expression=cron_expression,
+        element_key=element_key,
+        job_state=job_state,
+        node_health=node_health,
+        outcome_name=outcome_name,
+        page_language=page_language,
+        schedule_words=schedule_words,
+        script_texts=script_texts,
+        state_choices=state_choices,
+        static_address=static_address,
+        timeline_words=timeline_words,
+    )
+    app.jinja_env.filters.update(
+        full_time=scheduler_time,
+        last_line=last_line,
+        milliseconds=milliseconds,
+        relative_time=relative_time_now,
+        short_count=short_count,
+    )
+    app.jinja_env.trim_blocks = True
+    app.jinja_env.lstrip_blocks = True
+    pages.context_processor(page_values)
+    app.register_blueprint(pages)

@@ -1,0 +1,80 @@
+// Calls to the JSON API: adds the CSRF token, reads the envelope, and sends the reader to the login when the
+// session has ended.
+
+const texts = JSON.parse(document.documentElement.dataset.texts);
+
+/** A text of the page's language by its key (see base.html). */
+export function text(key) {
+  return texts[key];
+}
+
+function tokenElement() {
+  return document.querySelector('meta[name="csrf-token"]');
+}
+
+async function renewToken() {
+  const response = await fetch("/api/v1/auth/csrf-token", { headers: { Accept: "application/json" } });
+  if (!response.ok) return false;
+  const envelope = await response.json();
+  tokenElement().content = envelope.data.csrf_token;
+  return true;
+}
+
+async function send(method, path, body, signal) {
+  const headers = {
+    Accept: "application/json",
+    "Accept-Language": document.documentElement.lang,
+    "X-CSRFToken": tokenElement().content,
+  };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const response = await fetch(path, {
+    method,
+    headers,
+    body: body === undefined ? undefined : JSON.stringify(body),
+    signal,
+  });
+  let envelope = {};
+  try {
+    envelope = await response.json();
+  } catch {
+    // An answer that is no envelope comes from something between us and the app; the status has to do.
+  }
+  return { response, envelope };
+}
+
+/** Goes to the login page; the login comes back to where the reader is. */
+export function goToLogin() {
+  const here = window.location.pathname + window.location.search;
+  window.location.assign(`/login?next=${encodeURIComponent(here)}`);
+}
+
+/**
+ * One call. Resolves to {ok, status, code, message, requestId, data, meta, context}; rejects only when aborted.
+ * `stayOn401` is for the login itself, where 401 means a wrong password.
+ */
+export async function callApi(method, path, { body, signal, stayOn401 = false } = {}) {
+  let answer;
+  try {
+    answer = await send(method, path, body, signal);
+    if (answer.envelope.message_code === "CSRF_INVALID" && (await renewToken())) {
+      answer = await send(method, path, body, signal); // the token ages, the session may be younger than the page
+    }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return { ok: false, status: 0, code: "", message: text("unreachable"), requestId: "", context: {} };
+  }
+  const { response, envelope } = answer;
+  if (response.status === 401 && !stayOn401) {
+    goToLogin();
+  }
+  return {
+    ok: response.ok,
+    status: response.status,
+    code: envelope.message_code || "",
+    message: envelope.message || `${text("failed")} (HTTP ${response.status})`,
+    requestId: envelope.request_id || (response.ok ? "" : response.headers.get("X-Request-ID") || ""),
+    data: envelope.data,
+    meta: envelope.meta || {},
+    context: envelope.context || {},
+  };
+}

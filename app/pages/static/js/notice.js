@@ -1,0 +1,42 @@
+// What an action answered, shown beside the thing it was done to.
+
+import { text } from "./http.js";
+
+/**
+ * Puts one notice into `host` (an element with role=status), in place of an earlier one.
+ * kind: good, warn or bad. details: further lines. link: {href, label}.
+ */
+export function showNotice(host, { kind, message, details = [], requestId = "", link = null }) {
+  const notice = document.createElement("p");
+  notice.className = `notice notice-${kind}`;
+  notice.append(message);
+  if (link) {
+    const anchor = document.createElement("a");
+    anchor.href = link.href;
+    anchor.textContent = link.label;
+    notice.append(" ", anchor);
+  }
+  const lines = [...details];
+  if (requestId) lines.push(`${text("requestId")} ${requestId}`);
+  for (const line of lines) {
+    const detail = document.createElement("span");
+    detail.className = "notice-detail";
+    detail.textContent = line;
+    notice.append(detail);
+  }
+  host.replaceChildren(notice);
+}
+
+/** The notice of a failed call, with what the envelope's context says of the field. */
+export function showFailure(host, answer) {
+  const details = [];
+  const { field, value, accepted } = answer.context;
+  if (field) {
+    details.push(`${text("field")} ${field}${value === undefined ? "" : ` = ${JSON.stringify(value)}`}`);
+  }
+  if (accepted !== undefined) {
+    const shown = Array.isArray(accepted) ? accepted.join(", ") : accepted;
+    details.push(`${text("accepted")} ${typeof shown === "string" ? shown : JSON.stringify(shown)}`);
+  }
+  showNotice(host, { kind: "bad", message: answer.message, details, requestId: answer.requestId });
+}

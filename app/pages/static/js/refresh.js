@@ -1,0 +1,65 @@
+// Keeps a page true: fetches it again and replaces the parts marked with `data-live` and an id.
+
+import { goToLogin } from "./http.js";
+
+const INTERVAL_MS = Number(document.body.dataset.refreshMs || 0);
+let running = null;
+let timer = null;
+
+function replacePart(old, fresh) {
+  if (old.outerHTML === fresh.outerHTML) return;
+  const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+  // What an action answered stays until the next action: the server does not know of it.
+  for (const host of old.querySelectorAll("[data-notice][id]")) {
+    const place = fresh.querySelector(`#${CSS.escape(host.id)}`);
+    if (place) place.replaceWith(host);
+  }
+  old.replaceWith(fresh);
+  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+}
+
+async function fetchAndReplace() {
+  let response;
+  try {
+    response = await fetch(window.location.href, { headers: { Accept: "text/html" } });
+  } catch {
+    return; // out of reach for now: the next turn tries again
+  }
+  if (response.redirected && new URL(response.url).pathname === "/login") {
+    goToLogin();
+    return;
+  }
+  if (!response.ok) return;
+  const page = new DOMParser().parseFromString(await response.text(), "text/html");
+  for (const old of document.querySelectorAll("[data-live]")) {
+    const fresh = page.getElementById(old.id);
+    if (fresh) replacePart(old, document.adoptNode(fresh));
+  }
+}
+
+/** Fetches the page now; calls made while one is under way share it. */
+export function refresh() {
+  running ??= fetchAndReplace().finally(() => {
+    running = null;
+  });
+  return running;
+}
+
+function schedule() {
+  clearTimeout(timer);
+  timer = setTimeout(async () => {
+    const busy = document.hidden || document.querySelector("dialog[open]");
+    if (!busy) await refresh();
+    schedule();
+  }, INTERVAL_MS);
+}
+
+if (INTERVAL_MS > 0) {
+  schedule();
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) {
+      refresh();
+      schedule();
+    }
+  });
+}

@@ -1,0 +1,166 @@
+// The dialog that changes a job's trigger; shows the next five fires while the reader types.
+
+import { callApi, text } from "./http.js";
+import { showFailure, showNotice } from "./notice.js";
+import { refresh } from "./refresh.js";
+
+const TYPING_PAUSE_MS = 300;
+const PREVIEW_COUNT = 5;
+const AMOUNTS = ["weeks", "days", "hours", "minutes", "seconds"];
+const LIMITS = ["start_date", "end_date", "jitter"];
+
+const dialog = document.getElementById("trigger-dialog");
+const form = dialog.querySelector("form");
+const fires = dialog.querySelector("[data-fires]");
+const more = dialog.querySelector("[data-more]");
+const words = dialog.querySelector("[data-words]");
+const previewNotice = document.getElementById("preview-notice");
+const saveNotice = document.getElementById("trigger-notice");
+
+let jobId = "";
+let noticeId = "";
+let typing = null;
+let asking = null;
+
+function chosenType() {
+  return form.elements.trigger_type.value;
+}
+
+function payload() {
+  const type = chosenType();
+  const body = { trigger_type: type };
+  const zone = form.elements.timezone.value.trim();
+  if (zone) body.timezone = zone;
+  const names = {
+    cron: ["cron_expression", "week", ...LIMITS],
+    interval: [...AMOUNTS, ...LIMITS],
+    date: ["run_date"],
+  }[type];
+  for (const name of names) {
+    const value = form.elements[name].value.trim();
+    if (value) body[name] = value;
+  }
+  return body;
+}
+
+function showFields() {
+  for (const part of form.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== chosenType();
+  more.hidden = chosenType() === "date";
+}
+
+function showFires(list) {
+  fires.replaceChildren();
+  for (const fire of list) {
+    const item = document.createElement("li");
+    const time = document.createElement("time");
+    time.dateTime = fire.at;
+    time.textContent = fire.at.slice(0, 19).replace("T", " ");
+    const offset = document.createElement("span");
+    offset.className = "soft small";
+    offset.textContent = `UTC${fire.utc_offset}`;
+    item.append(time, offset);
+    if (fire.change) {
+      const badge = document.createElement("span");
+      badge.className = "badge badge-warn";
+      badge.textContent = text(`change_${fire.change}`) + (fire.count > 1 ? ` ×${fire.count}` : "");
+      item.append(badge);
+    }
+    fires.append(item);
+  }
+}
+
+async function preview() {
+  asking?.abort();
+  asking = new AbortController();
+  let answer;
+  try {
+    answer = await callApi("POST", "/api/v1/scheduler/triggers/preview", {
+      body: { ...payload(), count: PREVIEW_COUNT },
+      signal: asking.signal,
+    });
+  } catch {
+    return; // a newer preview took over
+  }
+  if (!answer.ok) {
+    showFires([]);
+    words.textContent = "";
+    showFailure(previewNotice, answer);
+    return;
+  }
+  const list = answer.data.fires || [];
+  showFires(list);
+  words.textContent = answer.data.description || "";
+  const warnings = answer.meta.warnings || [];
+  if (warnings.length) {
+    showNotice(previewNotice, { kind: "warn", message: warnings[0], details: warnings.slice(1) });
+  } else if (list.length === 0) {
+    showNotice(previewNotice, { kind: "warn", message: text("neverFires") });
+  } else {
+    previewNotice.replaceChildren();
+  }
+}
+
+function previewSoon() {
+  saveNotice.replaceChildren();
+  clearTimeout(typing);
+  typing = setTimeout(preview, TYPING_PAUSE_MS);
+}
+
+function fill(button) {
+  const spec = JSON.parse(button.dataset.trigger);
+  form.reset();
+  form.elements.trigger_type.value = spec.type;
+  form.elements.timezone.value = spec.timezone || "";
+  form.elements.cron_expression.value = button.dataset.expression || "";
+  for (const name of [...AMOUNTS, "week", "jitter"]) form.elements[name].value = spec[name] ?? "";
+  for (const name of ["run_date", "start_date", "end_date"]) {
+    form.elements[name].value = (spec[name] || "").slice(0, 19); // clock time; the zone is its own field
+  }
+  more.open = Boolean(spec.end_date || spec.jitter || spec.week);
+  showFields();
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-change-trigger]");
+  if (!button) return;
+  ({ jobId } = button.dataset);
+  noticeId = button.dataset.notice;
+  dialog.querySelector("[data-job-name]").textContent = button.dataset.jobName;
+  saveNotice.replaceChildren();
+  fill(button);
+  dialog.showModal();
+  preview();
+});
+
+form.addEventListener("input", () => {
+  showFields();
+  previewSoon();
+});
+
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = form.querySelector('button[type="submit"]');
+  button.disabled = true;
+  const answer = await callApi("PUT", `/api/v1/scheduler/jobs/${encodeURIComponent(jobId)}`, { body: payload() });
+  button.disabled = false;
+  if (!answer.ok) {
+    showFailure(saveNotice, answer);
+    return;
+  }
+  dialog.close();
+  const warnings = answer.meta.warnings || [];
+  showNotice(document.getElementById(noticeId), {
+    kind: warnings.length ? "warn" : "good",
+    message: answer.message,
+    details: warnings,
+  });
+  await refresh();
+});
+
+// Every zone that the browser knows, as suggestions; the server has the last word.
+const zones = document.getElementById("time-zones");
+for (const name of Intl.supportedValuesOf?.("timeZone") ?? []) {
+  const option = document.createElement("option");
+  option.value = name;
+  zones.append(option);
+}

@@ -1,0 +1,58 @@
+"""Words of the pages that depend on data: outcomes, states, and what the scripts say."""
+
+from __future__ import annotations
+
+from flask_babel import gettext as _
+
+from app.pages.timeline import Timeline
+
+
+def outcome_name(outcome: str) -> str:
+    """An outcome of the ledger in the page's language."""
+    names = {
+        "pending": _("等待开始"),
+        "running": _("运行中"),
+        "success": _("成功"),
+        "failed": _("失败"),
+        "lost": _("丢失"),
+        "cancelled": _("已取消"),
+        "missed": _("错过"),
+        "coalesced": _("已合并"),
+        "skipped": _("跳过"),
+    }
+    return str(names.get(outcome, outcome))
+
+
+def state_choices() -> list[tuple[str, str]]:
+    """The states that the list of jobs can be narrowed to: (value of the query, name)."""
+    return [
+        ("", str(_("全部状态"))),
+        ("scheduled", str(_("已排程"))),
+        ("idle", str(_("没有下次运行"))),
+        ("disabled", str(_("已停用"))),
+    ]
+
+
+def timeline_words(timeline: Timeline) -> str:
+    """The picture in one sentence, for those who do not see it."""
+    parts = ", ".join(f"{outcome_name(outcome)} {count}" for outcome, count in timeline.outcomes.items())
+    return str(_("%(n)s 次触发：%(parts)s", n=timeline.fires, parts=parts))
+
+
+def script_texts() -> dict[str, str]:
+    """What the scripts say by themselves, by the key that they ask for."""
+    return {
+        "failed": str(_("请求没有成功")),
+        "unreachable": str(_("无法连接服务器，请检查网络后重试")),
+        "requestId": str(_("请求编号")),
+        "field": str(_("字段")),
+        "accepted": str(_("可接受")),
+        "showRun": str(_("查看这次运行")),
+        "reloaded": str(_("已重新加载：")),
+        "removed": str(_("已删除：")),
+        "notRemoved": str(_("未能删除")),
+        "neverFires": str(_("这个触发器不会再触发")),
+        "change_moved": str(_("因时钟调整而推移")),
+        "change_doubled": str(_("因时钟调整而重复")),
+        "change_dropped": str(_("因时钟调整而跳过")),
+    }
