@@ -58,7 +58,7 @@ BAD_BODIES: dict[str, tuple[bytes | None, dict[str, str]]] = {
     "half-a-multipart": (b"--x\r\nContent-Disposi", {"Content-Type": "multipart/form-data; boundary=x"}),
     "unknown-charset": (b"{}", {"Content-Type": "application/json; charset=nonsense"}),
 }
-BAD_IDS = {
+BAD_IDS: dict[str, str | bytes] = {
     "unknown": "no-such-job",
     "unicode": "不存在的任务🐳",
     "space": " ",
@@ -370,7 +370,7 @@ made_up = schemathesis.pytest.from_fixture("api_schema")
         HealthCheck.function_scoped_fixture,
     ],
 )
-def test_made_up_inputs(case: schemathesis.Case, hostile: Stack) -> None:
+def test_made_up_inputs(case: schemathesis.Case[Any], hostile: Stack) -> None:
     answer = case.call(headers={"Authorization": f"Bearer {hostile.secrets['api_token']}"}, timeout=60)
     assert answer.status_code < 500, f"{answer.status_code} {answer.text[:500]}"
     if answer.status_code >= 400:

@@ -67,6 +67,7 @@ def test_dashboard_keeps_its_pace_while_a_job_burns(
             busy = p99_of_a_round(pool, admin)
             asked_until = time.time()
             ended = wait_until("the end of the job", partial(stack.logged, run_id, "end"), within=30)
+            assert ended is not None
             assert ended >= asked_until, "the job did not burn for the whole round"
             rounds.append((idle, busy))
     wait_until(
