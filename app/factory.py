@@ -1,0 +1,104 @@
+"""Puts the app of one process together."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+import structlog
+from apiflask import APIFlask
+
+from app.api.v1.auth import auth, init_auth
+from app.api.v1.csrf import init_csrf
+from app.api.v1.health import health
+from app.api.v1.openapi import SPEC_PATH, init_openapi
+from app.audit_trail import init_audit_trail
+from app.db.engines import check_integrity, create_engine_for
+from app.db.migrate import ensure_schema
+from app.error_handlers import init_error_handlers
+from app.i18n import init_i18n
+from app.json_format import JSONProvider
+from app.ledger.ledger import Ledger
+from app.logging_setup import configure_logging
+from app.request_id import init_request_id
+from app.runtime import EXTENSION_KEY, Runtime
+from app.services.accounts.admin_sync import sync_admin
+from app.services.accounts.audit_service import purge_audit
+from app.settings import Settings
+from app.tasks import TaskRegistry
+from app.version import VERSION
+from app.web_server import init_web_server
+
+log = structlog.get_logger(__name__)
+
+
+def build_app(settings: Settings, *, runs_scheduler: bool) -> APIFlask:
+    """The app, its stores at this release's schema, its admin as the secret says; no scheduler started yet."""
+    settings.require_secrets()
+    _configure_logging(settings, runs_scheduler=runs_scheduler)
+    app = APIFlask(
+        "app",
+        title="WhaleFall Scheduler",
+        version=VERSION,
+        spec_path=SPEC_PATH,
+        docs_path=None,
+        static_folder=None,  # type: ignore[arg-type]  # app.pages serves them, under hashed names
+    )
+    app.config["SECRET_KEY"] = settings.secret_key
+    app.json = JSONProvider(app)
+    runtime = _open_runtime(settings)
+    app.extensions[EXTENSION_KEY] = runtime
+
+    init_request_id(app)  # first: everything after it may log or fail
+    init_web_server(app)
+    init_i18n(app)
+    init_error_handlers(app)
+    init_auth(app)
+    init_csrf(app)
+    init_audit_trail(app)
+    init_openapi(app)
+    app.register_blueprint(auth)
+    app.register_blueprint(health)
+    for module in ("app.api.v1.scheduler", "app.pages", "app.cli"):
+        if find_spec(module) is not None:
+            try:
+                found = import_module(module)
+            except ImportError:
+                log.exception("part missing", part=module)
+                continue
+            for name in ("init_scheduler_api", "init_pages", "init_cli"):
+                if hasattr(found, name):
+                    getattr(found, name)(app)
+    # A preloaded web process forks after this: no connection may be shared with the children.
+    runtime.jobstore.dispose()
+    runtime.database.dispose()
+    return app
+
+
+def _open_runtime(settings: Settings) -> Runtime:
+    jobstore = create_engine_for(settings.jobstore_url)
+    database = create_engine_for(settings.database_url)
+    if not settings.flask_run_from_cli:  # a command may be the very one that looks after a damaged store
+        check_integrity(jobstore)
+        check_integrity(database)
+    ensure_schema(jobstore, "jobstore")
+    ensure_schema(database, "app")
+    sync_admin(database, settings.admin_password or "", settings.secret_key or "")
+    purge_audit(database)
+    tasks = TaskRegistry()
+    tasks.load_builtin()
+    tasks.load_folder(settings.tasks_dir)
+    for problem in tasks.problems:
+        log.error("task module not loaded", module=problem.module, error=problem.error)
+    return Runtime(
+        settings=settings, jobstore=jobstore, database=database, ledger=Ledger(jobstore), tasks=tasks
+    )
+
+
+def _configure_logging(settings: Settings, *, runs_scheduler: bool) -> None:
+    if settings.flask_run_from_cli:
+        # Results of a command go to standard output, so its records must not.
+        configure_logging("cli", settings.log_level, sys.stderr)
+    else:
+        configure_logging("scheduler" if runs_scheduler else "web", settings.log_level)

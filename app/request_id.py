@@ -1,0 +1,33 @@
+"""The request id: taken from the header `X-Request-ID` or made here, logged with every record, sent back."""
+
+from __future__ import annotations
+
+import re
+from uuid import uuid4
+
+import structlog
+from flask import Flask, Response, g, request
+
+HEADER = "X-Request-ID"
+
+# Narrow, because the id is written into logs, the audit log and answers.
+_ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def init_request_id(app: Flask) -> None:
+    """Give every request of this app its id, in `g.request_id`."""
+    app.before_request(_take)
+    app.after_request(_send_back)
+
+
+def _take() -> None:
+    given = request.headers.get(HEADER, "")
+    g.request_id = given if _ACCEPTED.fullmatch(given) else uuid4().hex
+    # Threads serve one request after the other: what the last one bound must not show in this one's records.
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+
+def _send_back(response: Response) -> Response:
+    response.headers[HEADER] = g.request_id
+    return response

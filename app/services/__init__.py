@@ -1,0 +1,1 @@
+"""Use cases: the rules, without Flask's request."""
