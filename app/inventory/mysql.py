@@ -152,7 +152,10 @@ class MysqlConnector:
     def _roles(self) -> Mapping[tuple[str, str], set[str]]:
         roles: dict[tuple[str, str], set[str]] = defaultdict(set)
         if self._has_table("roles_mapping"):  # MariaDB
-            query = "SELECT User AS name, Host AS host, Role AS role, Admin_option AS admin FROM mysql.roles_mapping"
+            query = (
+                "SELECT User AS name, Host AS host, Role AS role, Admin_option AS admin"
+                " FROM mysql.roles_mapping"
+            )
         elif self._has_table("role_edges"):  # MySQL 8
             query = (
                 "SELECT to_user AS name, to_host AS host, concat(from_user, '@', from_host) AS role,"

@@ -1,1 +1,5 @@
-"""The tasks that the product brings itself, one module a task or a family of them."""
+"""The tasks that the product brings itself.
+
+They stand on the repositories and the services, so nothing but the registry imports them, by name, when an
+app is built.
+"""
