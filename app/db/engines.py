@@ -89,9 +89,7 @@ def database_now_us(connection: Connection) -> int:
     with different clocks agree."""
     if connection.dialect.name == "postgresql":
         return int(
-            connection.execute(
-                text("SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint")
-            ).scalar_one()
+            connection.execute(text("SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint")).scalar_one()
         )
     return now_us()
 
@@ -101,9 +99,7 @@ def check_integrity(engine: Engine) -> None:
     path = sqlite_path(engine.url)
     if path is None or not path.exists():
         return
-    keep = (
-        f"The file {path} is kept as it is; restore a backup, or move it aside with its -wal and -shm files."
-    )
+    keep = f"The file {path} is kept as it is; restore a backup, or move it aside with its -wal and -shm files."
     try:
         with engine.connect() as connection:
             finding = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()

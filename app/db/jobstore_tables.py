@@ -102,7 +102,7 @@ def _outcome_in(outcomes: tuple[str, ...]) -> ColumnElement[bool]:
 
 
 IS_ACTIVE = _outcome_in(ACTIVE)
-"""Condition for runs that are pending or running; backed by an index, unlike a comparison with one outcome."""
+"""Condition for runs that are pending or running; an index backs it, unlike a comparison with one outcome."""
 IS_ALARMING = _outcome_in(ALARMING)
 """Condition for runs with an alarming outcome; backed by an index."""
 Index("ix_runs_active", runs.c.owner, runs.c.job_id, sqlite_where=IS_ACTIVE, postgresql_where=IS_ACTIVE)

@@ -1,0 +1,32 @@
+"""The ledger: every due moment of every job has exactly one outcome on record, and starts at most once.
+
+A fire goes one way: the loop (apscheduler_overrides) -> claim -> dispatch -> record (start) -> execution ->
+record (finish); `recover` sees to what a node left behind. It knows no Flask.
+"""
+
+from app.ledger.apscheduler_overrides import LedgerScheduler, LoopHealth
+from app.ledger.execution import Ending, execute
+from app.ledger.jobs import EXECUTORS, Job, NewJob
+from app.ledger.ledger import Ledger, LoadReport, ReloadReport
+from app.ledger.nodes import Node
+from app.ledger.run_ids import run_id_floor
+from app.ledger.runs import Run, RunContext, Ticket, run_from_row
+
+__all__ = [
+    "EXECUTORS",
+    "Ending",
+    "Job",
+    "Ledger",
+    "LedgerScheduler",
+    "LoadReport",
+    "LoopHealth",
+    "NewJob",
+    "Node",
+    "ReloadReport",
+    "Run",
+    "RunContext",
+    "Ticket",
+    "execute",
+    "run_from_row",
+    "run_id_floor",
+]

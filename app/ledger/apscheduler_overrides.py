@@ -1,0 +1,588 @@
+"""APScheduler 3.11 on the ledger: the only file that knows its private methods.
+
+Kept: triggers, jobs, executors, events and the job API. Replaced, because of what their source does (see
+docs/architecture.md): the main loop, `_process_jobs`, the executors' submission, and the job store. REPLACED
+and RELIED_ON name all that this file stands on; a test compares their source with what it was written for.
+"""
+
+import logging
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from apscheduler import events
+from apscheduler.executors.pool import ProcessPoolExecutor, ThreadPoolExecutor
+from apscheduler.job import Job as APSchedulerJob
+from apscheduler.jobstores.base import BaseJobStore, ConflictingIdError, JobLookupError
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.base import (
+    STATE_RUNNING,
+    STATE_STOPPED,
+    BaseScheduler,
+    SchedulerNotRunningError,
+)
+from apscheduler.schedulers.blocking import BlockingScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.date import DateTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+from sqlalchemy import Connection, Engine, func, select
+
+from app.db.clock import from_us, now_us
+from app.db.engines import LOOP_BUSY_TIMEOUT_S, create_engine_for, database_now_us, write_transaction
+from app.db.jobstore_tables import jobs
+from app.errors import NotFound, ValidationError
+from app.ledger import capture
+from app.ledger.claim import Claimed, claim
+from app.ledger.dispatch import Dispatcher
+from app.ledger.execution import ContextFactory, Ending, TaskResolver, execute
+from app.ledger.jobs import Job, NewJob, job_from_row
+from app.ledger.ledger import Ledger
+from app.ledger.nodes import LockFile, NodeState, beat, forget_gone_nodes, remove_lock_file
+from app.ledger.recover import Silence, find_suspects, hand_back, own_pending, recover, release
+from app.ledger.run_ids import new_run_id
+from app.ledger.runs import Ticket
+from app.ledger.watchdog import Watchdog
+from app.triggers import CRON_FIELD_NAMES, build_trigger
+
+logger = logging.getLogger(__name__)
+
+REPLACED = (
+    BlockingScheduler._main_loop,
+    BaseScheduler._process_jobs,
+    BackgroundScheduler.start,
+    BackgroundScheduler.shutdown,
+    BaseScheduler.pause_job,
+    BaseScheduler.resume_job,
+    BaseScheduler.remove_job,
+)
+RELIED_ON = (
+    BaseScheduler.start,
+    BaseScheduler.shutdown,
+    BaseScheduler._dispatch_event,
+    BaseScheduler._lookup_job,
+    BaseScheduler._real_add_job,
+    BaseScheduler.modify_job,
+    APSchedulerJob.__setstate__,
+    APSchedulerJob._modify,
+    ThreadPoolExecutor.__init__,
+    ProcessPoolExecutor.__init__,
+)
+
+LOOK_S = 0.5
+"""The loop looks at least this often, so that another process's edit is obeyed within a second."""
+BEAT_S = 0.9
+REAP_S = 1.0
+_PURGE_NODES_S = 3600.0
+_COMPLAIN_S = 30.0
+_STALLED_AFTER_S = 15.0
+_RUNNING_SHOWN = 50
+
+
+@dataclass(frozen=True, slots=True)
+class LoopHealth:
+    """How the loop is doing: seconds since its last turn and since it last reached the store."""
+
+    last_turn_age_s: float
+    last_store_age_s: float
+    problem: str | None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop turns."""
+        return self.last_turn_age_s < _STALLED_AFTER_S
+
+    @property
+    def ready(self) -> bool:
+        """Whether the loop turns and reaches its store."""
+        return self.alive and self.last_store_age_s < _STALLED_AFTER_S
+
+
+class LedgerThreads(ThreadPoolExecutor):
+    """The executor `default`: threads of this process."""
+
+    def submit_run(self, ticket: Ticket, run: Callable[[Ticket], Ending], end: Callable[[Ending], None]) -> None:
+        """Runs a started run in a thread; `end` takes how it ended."""
+        self._pool.submit(lambda: end(run(ticket)))
+
+
+class LedgerProcesses(ProcessPoolExecutor):
+    """The executor `process`: child processes, for tasks that would hold this one's interpreter lock.
+
+    A child that dies takes its pool with it, and with that every run in it: they are `lost`.
+    """
+
+    def __init__(self, max_workers: int, initializer: Callable[[], None]) -> None:
+        self._places = max_workers
+        # "spawn": a fork would copy the locks of this process's threads as they happen to stand.
+        options = {"initializer": initializer, "mp_context": multiprocessing.get_context("spawn")}
+        super().__init__(max_workers, pool_kwargs=options)
+        self._renewing = threading.Lock()
+
+    def submit_run(self, ticket: Ticket, run: Callable[[Ticket], Ending], end: Callable[[Ending], None]) -> None:
+        """Runs a started run in a child process; `run` must be picklable; `end` takes how it ended."""
+        began = time.monotonic_ns()
+
+        def done(future: Future[Ending]) -> None:
+            error = future.exception()
+            if error is None:
+                end(future.result())
+                return
+            duration = (time.monotonic_ns() - began) // 1000
+            if isinstance(error, BrokenProcessPool):
+                end(Ending("lost", duration, None, "", "the process that ran it died"))
+            else:
+                end(Ending("failed", duration, f"{type(error).__name__}: {error}", ""))
+
+        self._working_pool().submit(run, ticket).add_done_callback(done)
+
+    def _working_pool(self) -> Any:
+        with self._renewing:
+            if self._pool._broken:
+                logger.error("a process of the executor 'process' died; its pool is renewed")
+                self._pool = type(self._pool)(self._places, **self.pool_kwargs)
+            return self._pool
+
+
+class LedgerJobStore(BaseJobStore):
+    """APScheduler's view of the ledger's jobs, for its job API; the loop does not use it."""
+
+    def __init__(self, ledger: Ledger, resolve: TaskResolver) -> None:
+        super().__init__()
+        self._ledger, self._resolve = ledger, resolve
+
+    def lookup_job(self, job_id: str) -> APSchedulerJob | None:
+        """The job, None when there is none or it cannot be read."""
+        job = self._ledger.get_job(job_id)
+        return None if job is None or job.problem else self._as_apscheduler_job(job)
+
+    def get_due_jobs(self, now: datetime) -> list[APSchedulerJob]:
+        """The jobs whose next run time has come; only looks, claims nothing."""
+        return self._select(jobs.c.next_run_time <= int(now.timestamp() * 1_000_000))
+
+    def get_next_run_time(self) -> datetime | None:
+        """The earliest next run time of all jobs, None when no job has one."""
+        with self._ledger.engine.connect() as connection:
+            earliest = connection.execute(select(func.min(jobs.c.next_run_time))).scalar_one()
+        return None if earliest is None else from_us(earliest)
+
+    def get_all_jobs(self) -> list[APSchedulerJob]:
+        """Every job that can be read, by next run time, those without one last."""
+        return self._select()
+
+    def add_job(self, job: APSchedulerJob) -> None:
+        """Adds a job whose function is a registered task's."""
+        definition = NewJob(id=job.id, name=job.name, trigger=spec_of(job.trigger), **self._settings(job))
+        try:
+            self._ledger.add_job(definition, by="apscheduler")
+        except ValidationError as error:
+            raise ConflictingIdError(job.id) from error
+
+    def update_job(self, job: APSchedulerJob) -> None:
+        """Takes over what changed; no next run time means paused."""
+        stored = self._ledger.get_job(job.id)
+        if stored is None:
+            raise JobLookupError(job.id)
+        changes = {"name": job.name, **self._settings(job)}
+        if job.trigger is not build_trigger(stored.trigger):
+            changes["trigger"] = spec_of(job.trigger)
+        changes = {name: value for name, value in changes.items() if getattr(stored, name) != value}
+        if changes:
+            self._ledger.change_job(job.id, changes, by="apscheduler")
+
+    def remove_job(self, job_id: str) -> None:
+        """Deletes the job, restorably."""
+        try:
+            self._ledger.delete_job(job_id, by="apscheduler")
+        except NotFound as error:
+            raise JobLookupError(job_id) from error
+
+    def remove_all_jobs(self) -> None:
+        """Deletes every job, restorably."""
+        for job in self.get_all_jobs():
+            self.remove_job(job.id)
+
+    def _select(self, *conditions: Any) -> list[APSchedulerJob]:
+        query = select(jobs).where(jobs.c.is_active, jobs.c.problem.is_(None), *conditions)
+        query = query.order_by(jobs.c.next_run_time.is_(None), jobs.c.next_run_time, jobs.c.id)
+        with self._ledger.engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [self._as_apscheduler_job(job_from_row(row)) for row in rows]
+
+    def _settings(self, job: APSchedulerJob) -> dict[str, Any]:
+        task = getattr(job.func, "__whalefall_task_name__", None) or job.kwargs.get("task")
+        if job.args or task is None or self._resolve(task) is None:
+            raise ValueError(f"job {job.id!r}: only a registered task can be scheduled, with keyword arguments")
+        return {
+            "task": task,
+            "kwargs": dict(job.kwargs),
+            "misfire_grace_time": job.misfire_grace_time,
+            "coalesce": job.coalesce,
+            "max_instances": job.max_instances,
+            "executor": job.executor,
+        }
+
+    def _as_apscheduler_job(self, job: Job) -> APSchedulerJob:
+        task = self._resolve(job.task)
+        view = APSchedulerJob.__new__(APSchedulerJob)
+        view._scheduler, view._jobstore_alias = self._scheduler, self._alias
+        for name in ("id", "name", "misfire_grace_time", "coalesce", "max_instances", "executor"):
+            setattr(view, name, getattr(job, name))
+        view.trigger = build_trigger(job.trigger)
+        view.func = task.function if task is not None else unknown_task
+        view.func_ref = task.func_ref if task is not None else f"{__name__}:unknown_task"
+        view.args, view.kwargs = (), dict(job.kwargs)
+        view.next_run_time = (
+            None if job.next_run_time is None else job.next_run_time.astimezone(getattr(view.trigger, "timezone", None))
+        )
+        return view
+
+
+def unknown_task(**_kwargs: Any) -> None:
+    """Stands for a task that this process does not know."""
+    raise LookupError("this task is not known to this process")
+
+
+def spec_of(trigger: BaseTrigger) -> dict[str, Any]:
+    """The spec (see app.triggers) of an APScheduler trigger; ValueError for a kind that a spec cannot hold."""
+    spec: dict[str, Any] = {}
+    if isinstance(trigger, DateTrigger):
+        zone = trigger.run_date.tzinfo
+        return {"type": "date", "run_date": trigger.run_date.isoformat(), "timezone": str(zone)}
+    if isinstance(trigger, CronTrigger):
+        spec = {"type": "cron"}
+        spec |= {f.name: str(f) for f in trigger.fields if f.name in CRON_FIELD_NAMES and not f.is_default}
+    elif isinstance(trigger, IntervalTrigger):
+        spec = {"type": "interval", "seconds": trigger.interval.total_seconds()}
+    else:
+        raise ValueError(f"a job's trigger is a cron, an interval or a date, not {type(trigger).__name__}")
+    for name in ("start_date", "end_date"):
+        if (moment := getattr(trigger, name)) is not None:
+            spec[name] = moment.isoformat()
+    if trigger.jitter:
+        spec["jitter"] = trigger.jitter
+    return {**spec, "timezone": str(trigger.timezone)}
+
+
+@dataclass(slots=True)
+class _Clocks:
+    """Moments of the monotonic clock at which the loop last did what it does from time to time."""
+
+    turn: float = field(default_factory=time.monotonic)
+    store: float = field(default_factory=time.monotonic)
+    beat: float = float("-inf")
+    reap: float = float("-inf")
+    purge: float = float("-inf")
+    complaint: float = float("-inf")
+
+
+class LedgerScheduler(BackgroundScheduler):
+    """APScheduler's BackgroundScheduler, with the ledger in the place of its claims, starts and job store.
+
+    store_url: the job store; the loop has connections of its own, with shorter timeouts than a request's.
+    resolve, context: name -> task, and what a task runs inside (the app's context).
+    locks_dir: where the proof of life lies, on the volume that the nodes share; None where they share none.
+    prepare_child: called once in each child process of the executor `process`; run_in_child: picklable, runs a
+    ticket there.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        resolve: TaskResolver,
+        context: ContextFactory,
+        node_name: str,
+        version: str,
+        timezone: str,
+        threads: int,
+        processes: int,
+        lost_after_s: float,
+        locks_dir: Path | None,
+        prepare_child: Callable[[], None],
+        run_in_child: Callable[[Ticket], Ending],
+    ) -> None:
+        self._ledger = ledger
+        self.node_id = new_run_id(now_us())
+        self.node_name, self._version = node_name, version
+        self._lost_after_s, self._locks_dir = lost_after_s, locks_dir
+        self._resolve, self._context = resolve, context
+        self._loop_engine: Engine = create_engine_for(ledger.engine.url, busy_timeout_s=LOOP_BUSY_TIMEOUT_S)
+        self._store_lock = threading.Lock()
+        self._clocks = _Clocks()
+        self._silence = Silence()
+        self._problem: str | None = None
+        self._started_at = now_us()
+        self._lock_file: LockFile | None = None
+        self._node_state: NodeState = "running"
+        self._adopt = True
+        self._stopping = False
+        threads_executor = LedgerThreads(threads)
+        processes_executor = LedgerProcesses(processes, prepare_child)
+        self._dispatcher = Dispatcher(
+            node_id=self.node_id,
+            node_name=node_name,
+            lanes={
+                "default": (threads, lambda ticket, end: threads_executor.submit_run(ticket, self._run, end)),
+                "process": (
+                    processes,
+                    lambda ticket, end: processes_executor.submit_run(ticket, run_in_child, end),
+                ),
+            },
+            transaction=self._write,
+            started=self._tell_started,
+            ended=self._tell_ended,
+        )
+        self._watchdog = Watchdog(lambda: self._clocks.turn)
+        super().__init__(
+            timezone=timezone,
+            jobstores={"default": LedgerJobStore(ledger, resolve)},
+            executors={"default": threads_executor, "process": processes_executor},
+        )
+
+    # Life
+
+    def start(self, paused: bool = False) -> None:
+        """Starts the loop, the dispatcher and the watchdog; `paused` claims nothing until `resume()`."""
+        if self._locks_dir is not None:
+            self._lock_file = LockFile(self._locks_dir / f"{self.node_id}.lock")
+        capture.install()
+        self._clocks.turn = time.monotonic()
+        self._ledger.attach(self.node_id, self._on_change)
+        self._dispatcher.start()
+        super().start(paused)
+        self._watchdog.start()
+
+    def begin_stop(self) -> None:
+        """Claims and starts nothing from now on. Only sets a flag: safe in a signal handler."""
+        self._stopping = True
+
+    def stop(self, drain_s: float) -> bool:
+        """The orderly stop: claims nothing more, hands back what never started, waits up to `drain_s` seconds
+        for what runs. What is not done by then is called lost. True when nothing was."""
+        deadline = time.monotonic() + drain_s
+        self.begin_stop()
+        self._ledger.detach()
+        self._node_state = "stopping"
+        self._dispatcher.close()
+        self._on_change()
+        drained = self._dispatcher.drain(deadline)
+        self.state = STATE_STOPPED
+        self.wakeup()
+        self._thread.join(timeout=LOOP_BUSY_TIMEOUT_S + 1)
+        try:
+            with self._write() as connection:
+                now = database_now_us(connection)
+                release(connection, me=self.node_id, now=now)
+                self._beat(connection, now, "stopped")
+        except Exception:
+            logger.exception("the stop is not on record: another node will find this one's lock file free")
+        if self._lock_file is not None:
+            self._lock_file.release()
+        self._watchdog.stop()
+        capture.uninstall()
+        for executor in self._executors.values():
+            executor.shutdown(wait=drained)
+        self._loop_engine.dispose()
+        self._dispatch_event(events.SchedulerEvent(events.EVENT_SCHEDULER_SHUTDOWN))
+        return drained
+
+    def shutdown(self, wait: bool = True) -> None:
+        """APScheduler's way to stop; `wait` gives running tasks as long as they need."""
+        if self.state == STATE_STOPPED:
+            raise SchedulerNotRunningError
+        self.stop(threading.TIMEOUT_MAX / 2 if wait else 0.0)
+
+    def health(self) -> LoopHealth:
+        """How the loop is doing."""
+        now = time.monotonic()
+        return LoopHealth(now - self._clocks.turn, now - self._clocks.store, self._problem)
+
+    def _run(self, ticket: Ticket) -> Ending:
+        return execute(ticket, node=self.node_name, resolve=self._resolve, context=self._context)
+
+    # The loop
+
+    def _main_loop(self) -> None:
+        wait_s = 0.0
+        while self.state != STATE_STOPPED:
+            self._event.wait(wait_s)
+            self._event.clear()
+            try:
+                wait_s = self._process_jobs()
+            except BaseException as error:  # nothing ends the loop but a stop
+                wait_s = LOOK_S / 2
+                self._adopt = True  # a commit whose fate is unknown may have left this node runs
+                self._complain(error)
+            self._clocks.turn = time.monotonic()
+
+    def _process_jobs(self) -> float:
+        """One turn: claims what is due, tells that this node lives, sees to the others. Seconds to the next."""
+        claimed = self._claim_and_beat()
+        self._reap()
+        self._problem = None
+        self._clocks.store = time.monotonic()
+        return 0.0 if claimed.more_due else self._seconds_to_next_moment()
+
+    def _claim_and_beat(self) -> Claimed:
+        started = time.monotonic()
+        beat_due = started - self._clocks.beat >= BEAT_S
+        adopt, self._adopt = self._adopt, False
+        claims = self.state == STATE_RUNNING and not self._stopping
+        if not (beat_due or adopt or (claims and self._anything_due())):
+            return Claimed()
+        claimed = Claimed()
+        with self._write() as connection:
+            now = database_now_us(connection)
+            if claims:
+                claimed = claim(connection, owner=self.node_id, now=now)
+            if adopt and claims:
+                claimed.tickets = own_pending(connection, me=self.node_id)
+            if self._stopping:
+                hand_back(connection, me=self.node_id)
+            if beat_due:
+                self._beat(connection, now, self._node_state)
+        self._dispatcher.add(claimed.tickets)
+        if beat_due:
+            self._clocks.beat = started
+        self._tell_folded(claimed)
+        return claimed
+
+    def _anything_due(self) -> bool:
+        with self._loop_engine.connect() as connection:
+            due = select(jobs.c.id).where(jobs.c.next_run_time <= database_now_us(connection), jobs.c.problem.is_(None))
+            return connection.execute(due.limit(1)).first() is not None
+
+    def _seconds_to_next_moment(self) -> float:
+        with self._loop_engine.connect() as connection:
+            earliest = connection.execute(
+                select(func.min(jobs.c.next_run_time)).where(jobs.c.problem.is_(None))
+            ).scalar_one()
+            now = database_now_us(connection)
+        claims = self.state == STATE_RUNNING and not self._stopping
+        if earliest is None or not claims:
+            return LOOK_S
+        return min(LOOK_S, max(0.0, (earliest - now) / 1_000_000))
+
+    def _reap(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._clocks.reap < REAP_S or self._stopping:
+            return
+        self._clocks.reap = now_s
+        with self._loop_engine.connect() as connection:
+            suspects = find_suspects(
+                connection, me=self.node_id, silence=self._silence, lost_after_s=self._lost_after_s
+            )
+        if suspects:
+            with self._write() as connection:
+                now = database_now_us(connection)
+                recovered = recover(connection, me=self.node_id, suspects=suspects, now=now)
+            for node in suspects.dead:
+                remove_lock_file(node)
+            self._dispatcher.add(recovered.tickets)
+            self._dispatcher.outcomes["lost"] += len(recovered.lost)
+        if now_s - self._clocks.purge >= _PURGE_NODES_S:
+            self._clocks.purge = now_s
+            with self._write() as connection:
+                forget_gone_nodes(connection, now=database_now_us(connection))
+
+    def _beat(self, connection: Connection, now: int, state: NodeState) -> None:
+        beat(
+            connection,
+            node_id=self.node_id,
+            name=self.node_name,
+            version=self._version,
+            state=state,
+            started_at=self._started_at,
+            lock_file=None if self._lock_file is None else str(self._lock_file.path),
+            stats=self._stats(),
+            now=now,
+        )
+
+    def _stats(self) -> dict[str, Any]:
+        lateness = sorted(self._dispatcher.lateness_ms)
+        running = self._dispatcher.running()
+        return {
+            "queued": self._dispatcher.queued(),
+            "running": [{"run_id": ticket.run_id, "job_id": ticket.job_id} for ticket in running[:_RUNNING_SHOWN]],
+            "running_count": len(running),
+            "outcomes": dict(self._dispatcher.outcomes),
+            "lateness_ms": {
+                name: lateness[int((len(lateness) - 1) * share)] if lateness else None
+                for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+            },
+        }
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        # SQLite lets a second writer wait by sleeping ever longer; this process's own threads queue up here.
+        with self._store_lock, write_transaction(self._loop_engine) as connection:
+            yield connection
+
+    def _on_change(self) -> None:
+        self._adopt = True
+        self.wakeup()
+
+    def _complain(self, error: BaseException) -> None:
+        problem = f"{type(error).__name__}: {error}"
+        now = time.monotonic()
+        if problem != self._problem or now - self._clocks.complaint >= _COMPLAIN_S:
+            self._clocks.complaint = now
+            logger.error("the scheduler's loop goes on after: %s", problem, exc_info=error)
+        self._problem = problem
+
+    # Events
+
+    def _tell_started(self, ticket: Ticket) -> None:
+        moments = [from_us(ticket.scheduled_for)]
+        self._dispatch_event(events.JobSubmissionEvent(events.EVENT_JOB_SUBMITTED, ticket.job_id, "default", moments))
+
+    def _tell_ended(self, ticket: Ticket, ending: Ending) -> None:
+        code = events.EVENT_JOB_EXECUTED if ending.outcome == "success" else events.EVENT_JOB_ERROR
+        error = None if ending.outcome == "success" else RuntimeError(ending.error or ending.reason)
+        self._dispatch_event(
+            events.JobExecutionEvent(code, ticket.job_id, "default", from_us(ticket.scheduled_for), exception=error)
+        )
+
+    def _tell_folded(self, claimed: Claimed) -> None:
+        for job_id, fold in claimed.folded:
+            self._dispatcher.outcomes[fold.fate] += fold.count
+            moment = from_us(fold.last)
+            if fold.fate == "missed":
+                event: Any = events.JobExecutionEvent(events.EVENT_JOB_MISSED, job_id, "default", moment)
+            elif fold.fate == "skipped":
+                event = events.JobSubmissionEvent(events.EVENT_JOB_MAX_INSTANCES, job_id, "default", [moment])
+            else:
+                continue
+            self._dispatch_event(event)
+
+    # The job API: what APScheduler expresses by next_run_time alone, the ledger knows by name
+
+    def pause_job(self, job_id: str, jobstore: str | None = None) -> APSchedulerJob:  # noqa: ARG002
+        """No next run until the job is resumed; JobLookupError when there is no such job."""
+        return self._edit(job_id, lambda: self._ledger.pause_job(job_id, by="apscheduler"))
+
+    def resume_job(self, job_id: str, jobstore: str | None = None) -> APSchedulerJob:  # noqa: ARG002
+        """Runs again from the trigger's next moment on; JobLookupError when there is no such job."""
+        return self._edit(job_id, lambda: self._ledger.resume_job(job_id, by="apscheduler"))
+
+    def remove_job(self, job_id: str, jobstore: str | None = None) -> None:  # noqa: ARG002
+        """Deletes the job, restorably; JobLookupError when there is no such job."""
+        self._lookup_jobstore("default").remove_job(job_id)
+        self._dispatch_event(events.JobEvent(events.EVENT_JOB_REMOVED, job_id, "default"))
+
+    def _edit(self, job_id: str, edit: Callable[[], Job]) -> APSchedulerJob:
+        try:
+            edit()
+        except NotFound as error:
+            raise JobLookupError(job_id) from error
+        self._dispatch_event(events.JobEvent(events.EVENT_JOB_MODIFIED, job_id, "default"))
+        return self.get_job(job_id)

@@ -1,0 +1,167 @@
+"""Claim before run: in one transaction the due moments get their rows, and the jobs their next run time."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Select, bindparam, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from app.db.jobstore_tables import IS_ACTIVE, jobs, runs
+from app.ledger.fates import Fold, decide
+from app.ledger.jobs import UnreadableJob, read_object
+from app.ledger.run_ids import new_run_id
+from app.ledger.runs import TICKET_COLUMNS, Ticket
+
+logger = logging.getLogger(__name__)
+
+JOBS_PER_LOOK = 5000
+"""Bounds one transaction; what is beyond it is due at the next look, which follows at once."""
+
+_REASONS = {
+    "missed": "later than the grace time of {grace} s when the scheduler looked",
+    "coalesced": "folded into a later moment that was due as well",
+    "skipped": "max_instances ({instances}) was reached",
+}
+
+_CLAIM_COLUMNS = [
+    *(jobs.c.id, jobs.c.task, jobs.c.trigger, jobs.c.kwargs, jobs.c.next_run_time, jobs.c.misfire_grace_time),
+    *(jobs.c.coalesce, jobs.c.max_instances, jobs.c.priority, jobs.c.executor, jobs.c.retry_on_loss),
+]
+
+_ADVANCE = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("b_id"), jobs.c.next_run_time == bindparam("b_claimed"))
+    .values(next_run_time=bindparam("b_next"))
+)
+
+
+@dataclass(slots=True)
+class Claimed:
+    """What one look took: the runs to start, and the folds by outcome, for counters and events."""
+
+    tickets: list[Ticket] = field(default_factory=list)
+    folded: list[tuple[str, Fold]] = field(default_factory=list)  # (job id, fold)
+    more_due: bool = False
+
+
+def due_jobs(now: int, *, only: str | None = None, limit: int = JOBS_PER_LOOK) -> Select[Any]:
+    """The jobs with a moment due at `now`, the most urgent first; rows that another node claims are passed over."""
+    query = select(*_CLAIM_COLUMNS).where(jobs.c.next_run_time <= now, jobs.c.problem.is_(None))
+    if only is not None:
+        return query.where(jobs.c.id == only)
+    return (
+        query.order_by(jobs.c.priority.desc(), jobs.c.next_run_time, jobs.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)  # PostgreSQL; SQLite's write lock is held already and it ignores this
+    )
+
+
+def claim(connection: Connection, *, owner: str, now: int, only: str | None = None) -> Claimed:
+    """Claims every moment due at `now` (microseconds) for the node `owner`, inside the caller's write transaction.
+
+    `only` limits it to one job: what an edit does before it changes the trigger. Nothing may be started before
+    the transaction is committed. A job whose row cannot be read is set aside, with its content untouched.
+    """
+    rows = connection.execute(due_jobs(now, only=only)).mappings().all()
+    if not rows:
+        return Claimed()
+    active = active_counts(connection)
+    claimed = Claimed(more_due=len(rows) == JOBS_PER_LOOK)
+    new_rows: list[dict[str, Any]] = []
+    advances: list[dict[str, Any]] = []
+    for row in rows:
+        job_id = row["id"]
+        try:
+            read_object(row, "kwargs")
+            decision = decide(
+                trigger=row["trigger"],
+                due=row["next_run_time"],
+                now=now,
+                grace_s=row["misfire_grace_time"],
+                coalesce=row["coalesce"],
+                free=row["max_instances"] - active.get(job_id, 0),
+            )
+        except Exception as error:  # whatever the row holds, the other jobs must fire
+            _set_aside(connection, job_id, error)
+            continue
+        claimed.more_due |= decision.next_moment is not None and decision.next_moment <= now
+        for fold in decision.folds:
+            new_rows.append(_run_values(row, fold, owner=owner, now=now))
+            if fold.fate != "run":
+                claimed.folded.append((job_id, fold))
+        advances.append({"b_id": job_id, "b_claimed": row["next_run_time"], "b_next": decision.next_moment})
+    claimed.tickets = insert_runs(connection, new_rows)
+    if advances:
+        connection.execute(_ADVANCE, advances)
+    return claimed
+
+
+def active_counts(connection: Connection, job_id: str | None = None) -> dict[str, int]:
+    """How many runs of each job are pending or running, on all nodes together."""
+    query = select(runs.c.job_id, func.count()).where(IS_ACTIVE).group_by(runs.c.job_id)
+    if job_id is not None:
+        query = query.where(runs.c.job_id == job_id)
+    return dict(connection.execute(query).tuples().all())
+
+
+def insert_runs(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[Ticket]:
+    """Inserts run rows and gives the tickets of those that are pending.
+
+    A moment that is on record already (a clock that was set back, an edit that brings an old moment again) is
+    left as it is and gets no ticket: a fire starts at most once.
+    """
+    if not rows:
+        return []
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(runs).on_conflict_do_nothing()
+    result = connection.execution_options(preserve_rowcount=True).execute(statement, list(rows))
+    pending = [row for row in rows if row["outcome"] == "pending"]
+    if result.rowcount != len(rows):
+        ids = [row["run_id"] for row in pending]
+        there = set(connection.execute(select(runs.c.run_id).where(runs.c.run_id.in_(ids))).scalars())
+        for row in pending:
+            if row["run_id"] not in there:
+                logger.warning(
+                    "job %s: its moment %s is on record already and does not start again",
+                    row["job_id"],
+                    row["scheduled_for"],
+                )
+        pending = [row for row in pending if row["run_id"] in there]
+    return [Ticket(**{name: row[name] for name in TICKET_COLUMNS}) for row in pending]
+
+
+def _run_values(row: Mapping[str, Any], fold: Fold, *, owner: str, now: int) -> dict[str, Any]:
+    runs_now = fold.fate == "run"
+    reason = None
+    if not runs_now:
+        reason = _REASONS[fold.fate].format(grace=row["misfire_grace_time"], instances=row["max_instances"])
+    return {
+        "run_id": new_run_id(now),
+        "job_id": row["id"],
+        "task": row["task"],
+        "kind": "schedule",
+        "scheduled_for": fold.last,
+        "scheduled_from": None if fold.count == 1 else fold.first,
+        "count": fold.count,
+        "attempt": 1,
+        "outcome": "pending" if runs_now else fold.fate,
+        "reason": reason,
+        "owner": owner if runs_now else "",
+        "epoch": 1,
+        "priority": row["priority"],
+        "executor": row["executor"],
+        "max_instances": row["max_instances"],
+        "misfire_grace_time": row["misfire_grace_time"],
+        "retry_on_loss": row["retry_on_loss"],
+        "kwargs": row["kwargs"],
+        "created_by": "schedule",
+        "claimed_at": now,
+    }
+
+
+def _set_aside(connection: Connection, job_id: str, error: Exception) -> None:
+    reason = str(error) if isinstance(error, UnreadableJob) else f"{type(error).__name__}: {error}"
+    logger.error("job %s cannot be read and is set aside until it is changed: %s", job_id, reason)
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(problem=reason[:2000]))

@@ -1,0 +1,272 @@
+"""The dispatcher: takes claimed runs through the start's door to an executor, and records their ends.
+
+One thread. It opens the door only for as many runs as have a free place in their executor, and lets starts and
+ends share commits. What it could not record it keeps, and tries again until the store is back.
+"""
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from app.db.engines import database_now_us
+from app.ledger.execution import Ending
+from app.ledger.record import Finish, record_finishes, record_missed, record_starts
+from app.ledger.runs import Ticket
+
+logger = logging.getLogger(__name__)
+
+_ENDS_LINGER_S = 0.05
+_ENDS_ENOUGH = 256
+"""While starts wait for the store, ends wait behind them, but never longer or in greater number than this."""
+_RETRY_S = 0.25
+_LATENESS_KEPT = 1000
+
+Submit = Callable[[Ticket, Callable[[Ending], None]], None]
+"""Hands a started run to an executor; the callback takes its ending, in any thread."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One executor: its places, and the claimed runs that wait for one."""
+
+    places: int
+    submit: Submit
+    taken: int = 0
+    waiting: list[tuple[int, int, int, Ticket]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Batch:
+    starts: list[Ticket]
+    ends: list[Finish]
+
+
+class Dispatcher:
+    """Starts and ends of one node's runs.
+
+    `transaction` opens a write transaction of the job store; `started` and `ended` are told, after the commit,
+    of every run that began or ended here.
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        node_name: str,
+        lanes: Mapping[str, tuple[int, Submit]],
+        transaction: Callable[[], AbstractContextManager[Connection]],
+        started: Callable[[Ticket], None],
+        ended: Callable[[Ticket, Ending], None],
+    ) -> None:
+        self._node_id, self._node_name = node_id, node_name
+        self._lanes = {alias: _Lane(places, submit) for alias, (places, submit) in lanes.items()}
+        self._transaction, self._started, self._ended = transaction, started, ended
+        self._changed = threading.Condition()
+        self._order = itertools.count()
+        self._known: set[str] = set()  # run ids that are here in any state
+        self._in_progress: dict[str, Ticket] = {}
+        self._instances: Counter[str] = Counter()
+        self._ends: deque[tuple[float, Finish]] = deque()
+        self._closing = self._stopped = self._recording = False
+        self._retry_at = 0.0
+        self.outcomes: Counter[str] = Counter()
+        self.lateness_ms: deque[float] = deque(maxlen=_LATENESS_KEPT)
+        self._thread = threading.Thread(target=self._work, name="ledger-dispatcher", daemon=True)
+
+    def start(self) -> None:
+        """Begins to work."""
+        self._thread.start()
+
+    def add(self, tickets: Iterable[Ticket]) -> None:
+        """Takes claimed runs in. One that is here already stays as it is."""
+        with self._changed:
+            for ticket in tickets:
+                if ticket.run_id not in self._known and not self._closing:
+                    self._known.add(ticket.run_id)
+                    self._enqueue(ticket)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Starts nothing more, and forgets what waits: the caller hands it back to the store."""
+        with self._changed:
+            self._closing = True
+            for lane in self._lanes.values():
+                self._known.difference_update(ticket.run_id for *_, ticket in lane.waiting)
+                lane.waiting.clear()
+
+    def drain(self, deadline: float) -> bool:
+        """Waits until all that was started is on record as ended, at most until `deadline` (monotonic clock).
+
+        True when it is. The thread ends in either case.
+        """
+        with self._changed:
+            done = self._changed.wait_for(
+                lambda: not (self._in_progress or self._ends or self._recording),
+                max(0.0, deadline - time.monotonic()),
+            )
+            self._stopped = True
+            self._changed.notify_all()
+        self._thread.join(timeout=5)
+        return done
+
+    def running(self) -> list[Ticket]:
+        """The runs that are in progress here."""
+        with self._changed:
+            return list(self._in_progress.values())
+
+    def queued(self) -> int:
+        """How many claimed runs wait for a place."""
+        with self._changed:
+            return sum(len(lane.waiting) for lane in self._lanes.values())
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        # Without an executor of that name here, the first lane's run says so in its ending.
+        lane = self._lanes.get(ticket.executor) or self._lanes["default"]
+        entry = (-ticket.priority, ticket.scheduled_for, next(self._order), ticket)
+        heapq.heappush(lane.waiting, entry)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                batch = self._next_batch()
+                while batch is None:
+                    if self._stopped:
+                        return
+                    self._changed.wait(self._patience())
+                    batch = self._next_batch()
+                self._recording = True
+            try:
+                opened = self._record(batch)
+            except Exception as error:  # the store is away, locked or full: nothing is forgotten
+                logger.warning(
+                    "%d starts and %d ends wait for the store: %s", len(batch.starts), len(batch.ends), error
+                )
+                self._put_back(batch)
+            else:
+                self._hand_over(batch, opened)
+
+    def _patience(self) -> float | None:
+        now = time.monotonic()
+        if now < self._retry_at:
+            return self._retry_at - now
+        return max(0.0, self._ends[0][0] + _ENDS_LINGER_S - now) if self._ends else None
+
+    def _next_batch(self) -> _Batch | None:
+        if time.monotonic() < self._retry_at:
+            return None
+        starts = [] if self._closing else [t for lane in self._lanes.values() for t in self._take(lane)]
+        more_wait = any(lane.waiting for lane in self._lanes.values()) and not self._closing
+        ends: list[Finish] = []
+        if self._ends and (
+            not (starts or more_wait)
+            or len(self._ends) >= _ENDS_ENOUGH
+            or time.monotonic() - self._ends[0][0] >= _ENDS_LINGER_S
+        ):
+            ends = [end for _, end in self._ends]
+            self._ends.clear()
+        return _Batch(starts, ends) if starts or ends else None
+
+    def _take(self, lane: _Lane) -> list[Ticket]:
+        """The next runs of a lane: as many as it has places, none beyond its job's instances."""
+        taken: list[Ticket] = []
+        passed_over = []
+        while lane.waiting and lane.taken < lane.places:
+            entry = heapq.heappop(lane.waiting)
+            ticket = entry[-1]
+            if self._instances[ticket.job_id] >= ticket.max_instances:
+                passed_over.append(entry)
+                continue
+            lane.taken += 1
+            self._instances[ticket.job_id] += 1
+            self._in_progress[ticket.run_id] = ticket
+            taken.append(ticket)
+        for entry in passed_over:
+            heapq.heappush(lane.waiting, entry)
+        return taken
+
+    def _record(self, batch: _Batch) -> Collection[str]:
+        with self._transaction() as connection:
+            now = database_now_us(connection)
+            late, timely = [], []
+            for ticket in batch.starts:
+                (late if _is_too_late(ticket, now) else timely).append(ticket)
+            opened = record_starts(connection, timely, owner=self._node_id, node=self._node_name, now=now)
+            record_missed(connection, late, owner=self._node_id, now=now)
+            record_finishes(connection, batch.ends, owner=self._node_id)
+        self.lateness_ms.extend((now - ticket.scheduled_for) / 1000 for ticket in timely)
+        self.outcomes["missed"] += len(late)
+        return opened
+
+    def _hand_over(self, batch: _Batch, opened: Collection[str]) -> None:
+        shut = [ticket for ticket in batch.starts if ticket.run_id not in opened]
+        with self._changed:
+            self._recording = False
+            for ticket in shut:
+                self._leave(ticket)
+            self._known.difference_update(end.ticket.run_id for end in batch.ends)
+            self._changed.notify_all()
+        for ticket in batch.starts:
+            if ticket.run_id in opened:
+                self._submit(ticket)
+
+    def _submit(self, ticket: Ticket) -> None:
+        self._started(ticket)
+        lane = self._lanes.get(ticket.executor)
+        if lane is None:
+            names = ", ".join(self._lanes)
+            error = f"executor {ticket.executor!r} is not known to this process; it has: {names}"
+            self._on_end(ticket, Ending("failed", 0, error, ""))
+            return
+        try:
+            lane.submit(ticket, lambda ending: self._on_end(ticket, ending))
+        except Exception as raised:
+            logger.exception("run %s could not be handed to executor %s", ticket.run_id, ticket.executor)
+            error = f"executor {ticket.executor!r} refused the run: {raised}"
+            self._on_end(ticket, Ending("failed", 0, error, ""))
+
+    def _on_end(self, ticket: Ticket, ending: Ending) -> None:
+        finish = Finish(ticket, ending.outcome, ending.duration, ending.reason, ending.error, ending.log)
+        with self._changed:
+            self._leave(ticket, forget=False)
+            self._ends.append((time.monotonic(), finish))
+            self.outcomes[ending.outcome] += 1
+            self._changed.notify_all()
+        self._ended(ticket, ending)
+
+    def _leave(self, ticket: Ticket, *, forget: bool = True) -> None:
+        """Gives the run's place and instance free."""
+        lane = self._lanes.get(ticket.executor) or self._lanes["default"]
+        lane.taken -= 1
+        del self._in_progress[ticket.run_id]
+        self._instances[ticket.job_id] -= 1
+        if not self._instances[ticket.job_id]:
+            del self._instances[ticket.job_id]
+        if forget:
+            self._known.discard(ticket.run_id)
+
+    def _put_back(self, batch: _Batch) -> None:
+        with self._changed:
+            self._recording = False
+            self._retry_at = time.monotonic() + _RETRY_S
+            self._ends.extendleft((0.0, end) for end in reversed(batch.ends))
+            for ticket in batch.starts:
+                # Its start may be on record all the same; then the next try finds it so and hands it over.
+                self._leave(ticket, forget=self._closing)
+                if not self._closing:
+                    self._enqueue(ticket)
+
+
+def _is_too_late(ticket: Ticket, now: int) -> bool:
+    return (
+        ticket.kind == "schedule"
+        and ticket.attempt == 1
+        and now > ticket.scheduled_for + ticket.misfire_grace_time * 1_000_000
+    )

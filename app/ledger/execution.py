@@ -1,0 +1,85 @@
+"""From a started run to its end: calls the task function, in this process or in one of its own."""
+
+import json
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from app.db.clock import from_us
+from app.ledger.capture import captured
+from app.ledger.runs import Outcome, RunContext, Ticket
+
+logger = logging.getLogger(__name__)
+
+
+class RunnableTask(Protocol):
+    """What the ledger needs to know of a task; app.tasks.Task is one."""
+
+    @property
+    def func_ref(self) -> str:
+        """Where the function is: `module:function`."""
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function itself."""
+
+    @property
+    def wants_run(self) -> bool:
+        """Whether it takes the keyword `run`."""
+
+
+TaskResolver = Callable[[str], RunnableTask | None]
+ContextFactory = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended: outcome, microseconds, error in a line or a few, and what it wrote."""
+
+    outcome: Outcome
+    duration: int
+    error: str | None
+    log: str
+    reason: str | None = None
+
+
+def execute(ticket: Ticket, *, node: str, resolve: TaskResolver, context: ContextFactory) -> Ending:
+    """Runs the task of a run that was started on record, and never raises: whatever happens is in the ending."""
+    began = time.monotonic_ns()
+    error: str | None = None
+    with captured() as log:
+        try:
+            task = resolve(ticket.task)
+            if task is None:
+                error = f"task {ticket.task!r} is not known to this process; the job stays in the store"
+            else:
+                arguments = json.loads(ticket.kwargs)
+                if task.wants_run:
+                    arguments["run"] = _run_context(ticket, node)
+                with context():
+                    task.function(**arguments)
+        except BaseException as raised:  # SystemExit too: a task must not end its scheduler
+            error = "".join(traceback.format_exception_only(raised)).strip() or type(raised).__name__
+            logger.exception("run %s of job %s failed", ticket.run_id, ticket.job_id)
+    return Ending(
+        outcome="success" if error is None else "failed",
+        duration=(time.monotonic_ns() - began) // 1000,
+        error=error,
+        log=log.text(),
+    )
+
+
+def _run_context(ticket: Ticket, node: str) -> RunContext:
+    return RunContext(
+        id=ticket.run_id,
+        job_id=ticket.job_id,
+        scheduled_for=from_us(ticket.scheduled_for),
+        node=node,
+        kind=ticket.kind,
+        attempt=ticket.attempt,
+        created_by=ticket.created_by,
+    )

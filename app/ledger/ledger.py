@@ -1,0 +1,444 @@
+"""The ledger's door for everybody but the loop: jobs are added, edited and deleted, runs are asked for.
+
+Every edit first claims the moments of its job that are already due, in the same transaction, so that no edit
+makes a fire vanish.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+
+from app.db.clock import from_us, to_us
+from app.db.engines import database_now_us, read_transaction, write_transaction
+from app.db.jobstore_tables import JOB_ID_LENGTH, jobs, run_logs, runs
+from app.errors import _N, NotFound, PreconditionFailed, ValidationError
+from app.ledger.claim import active_counts, claim, insert_runs
+from app.ledger.fates import first_moment
+from app.ledger.jobs import SETTINGS, Job, NewJob, UnreadableJob, job_from_row, to_json
+from app.ledger.nodes import Node, list_nodes
+from app.ledger.run_ids import new_run_id, run_id_floor
+from app.ledger.runs import Run, run_from_row
+
+logger = logging.getLogger(__name__)
+
+RESTORABLE_DAYS = 30
+"""How long a deleted job can be restored."""
+
+_MICROSECONDS_A_DAY = 86_400 * 1_000_000
+_EDITABLE = frozenset({*SETTINGS, "trigger", "is_enabled"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadReport:
+    """Ids of the default jobs that a start added, brought up to date, left alone; and of stored ones that the
+    file no longer names."""
+
+    added: tuple[str, ...]
+    updated: tuple[str, ...]
+    kept: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReloadReport:
+    """Ids that a reload deleted and registered, and why those that stayed could not be removed."""
+
+    deleted: tuple[str, ...]
+    reloaded: tuple[str, ...]
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+class Ledger:
+    """Jobs and runs in the job store behind `engine`.
+
+    A process that runs a scheduler attaches it: runs asked for here are then its own, and it is woken.
+    Elsewhere they belong to nobody until a scheduler adopts them.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._owner = ""
+        self._wake: Callable[[], None] = lambda: None
+
+    def attach(self, owner: str, wake: Callable[[], None]) -> None:
+        """Makes node `owner` of this process the owner of new runs; `wake` is called after every change."""
+        self._owner, self._wake = owner, wake
+
+    def detach(self) -> None:
+        """New runs belong to nobody again: this process's scheduler has stopped."""
+        self.attach("", lambda: None)
+
+    # Jobs
+
+    def get_job(self, job_id: str, *, include_deleted: bool = False) -> Job | None:
+        """The job, or None; one that cannot be read comes with its `problem`."""
+        with read_transaction(self.engine) as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one_or_none()
+        if row is None or not (row["is_active"] or include_deleted):
+            return None
+        return job_from_row(row, tolerant=True)
+
+    def add_job(self, new: NewJob, by: str) -> Job:
+        """Adds a job; ValidationError when its id is taken, also by a deleted job that can be restored."""
+        with self._edit() as (connection, now):
+            taken = connection.execute(select(jobs.c.is_active).where(jobs.c.id == new.id)).scalar_one_or_none()
+            if taken is not None:
+                message = _N("任务 ID 已被占用") if taken else _N("任务 ID 属于一个已删除、仍可恢复的任务")
+                raise ValidationError(message, field="id", value=new.id, accepted=_N("未被占用的 ID"))
+            _insert_job(connection, new, by=by, now=now)
+            return _read_job(connection, new.id)
+
+    def change_job(self, job_id: str, changes: Mapping[str, Any], by: str, *, if_revision: int | None = None) -> Job:
+        """Replaces the given fields of a job; a paused job stays paused, a disabled one disabled.
+
+        NotFound; PreconditionFailed when the job is no longer at `if_revision`; ValueError for a field that
+        is not one of a job's.
+        """
+        unknown = set(changes) - _EDITABLE
+        if unknown:
+            raise ValueError(f"not fields of a job that can be changed: {', '.join(sorted(unknown))}")
+        with self._edit(job_id) as (connection, now):
+            row = _active_row(connection, job_id)
+            if if_revision is not None and row["revision"] != if_revision:
+                raise PreconditionFailed(context={"revision": row["revision"]})
+            values = {name: _stored(value) for name, value in changes.items()}
+            _update_job(connection, row, values, by=by, now=now)
+            return _read_job(connection, job_id)
+
+    def pause_job(self, job_id: str, by: str) -> Job:
+        """No next run until the job is resumed."""
+        return self._set_flag(job_id, "is_paused", True, by)
+
+    def resume_job(self, job_id: str, by: str) -> Job:
+        """The next run is the trigger's next moment from now on."""
+        return self._set_flag(job_id, "is_paused", False, by)
+
+    def delete_job(self, job_id: str, by: str) -> Job:
+        """Deletes softly: the job can be restored for RESTORABLE_DAYS days."""
+        with self._edit(job_id) as (connection, now):
+            row = _active_row(connection, job_id)
+            _update_job(connection, row, {"is_active": False, "deleted_at": now}, by=by, now=now)
+            return _read_job(connection, job_id)
+
+    def restore_job(self, job_id: str, by: str) -> Job:
+        """Brings a deleted job back; NotFound when there is none."""
+        with self._edit() as (connection, now):
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one_or_none()
+            if row is None or row["is_active"]:
+                raise NotFound(_N("任务不存在"))
+            _update_job(connection, row, {"is_active": True, "deleted_at": None}, by=by, now=now)
+            return _read_job(connection, job_id)
+
+    def purge_deleted_jobs(self, older_than_days: int = RESTORABLE_DAYS) -> int:
+        """Drops jobs that were deleted longer ago than that; their number."""
+        with write_transaction(self.engine) as connection:
+            before = database_now_us(connection) - older_than_days * _MICROSECONDS_A_DAY
+            gone = connection.execute(delete(jobs).where(~jobs.c.is_active, jobs.c.deleted_at < before))
+            return gone.rowcount
+
+    def load_defaults(self, defaults: Sequence[NewJob], by: str = "system") -> LoadReport:
+        """Brings the default jobs of the configuration into the store, at a start.
+
+        Missing ones are added; stored ones take what the configuration changed and keep what the API changed;
+        ones that it no longer names stay until a reload.
+        """
+        added, updated, kept = [], [], []
+        with self._edit() as (connection, now):
+            stored = {row["id"]: row for row in connection.execute(select(jobs)).mappings()}
+            for new in defaults:
+                row = stored.get(new.id)
+                if row is None:
+                    _insert_job(connection, new, by=by, now=now)
+                    added.append(new.id)
+                elif row["source"] == "own":
+                    logger.error("default job %s: its id is taken by a job of a user's own, which stays", new.id)
+                    kept.append(new.id)
+                elif values := _new_definition(row, new):
+                    claim(connection, owner=self._owner, now=now, only=new.id)
+                    _update_job(connection, _row(connection, new.id), values, by=by, now=now, own_edit=False)
+                    updated.append(new.id)
+                else:
+                    kept.append(new.id)
+        unknown = [
+            job_id
+            for job_id, row in stored.items()
+            if row["is_active"] and row["source"] != "own" and job_id not in {new.id for new in defaults}
+        ]
+        return LoadReport(added=tuple(added), updated=tuple(updated), kept=tuple(kept), unknown=tuple(unknown))
+
+    def reload_defaults(self, defaults: Sequence[NewJob], by: str) -> ReloadReport:
+        """Deletes every job, each in a transaction of its own, and registers the defaults anew.
+
+        Own jobs can be restored. A default that was disabled stays so. A row that cannot be read is put aside
+        under another id, with its content as it was. What cannot be removed is reported and stays.
+        """
+        deleted: list[str] = []
+        reloaded: list[str] = []
+        failed: dict[str, str] = {}
+        by_id = {new.id: new for new in defaults}
+        with read_transaction(self.engine) as connection:
+            stored = list(connection.execute(select(jobs.c.id).where(jobs.c.is_active)).scalars())
+        for job_id in [*stored, *(new.id for new in defaults if new.id not in stored)]:
+            try:
+                with self._edit(job_id) as (connection, now):
+                    known = _remove(connection, job_id, by=by, now=now, replaced=job_id in by_id)
+                    if job_id in by_id:
+                        new = by_id[job_id]
+                        enabled = new.is_enabled and (known is None or known["is_enabled"])
+                        _insert_job(connection, new, by=by, now=now, is_enabled=enabled)
+            except Exception as error:
+                logger.exception("job %s could not be reloaded", job_id)
+                failed[job_id] = f"{type(error).__name__}: {error}"
+                continue
+            if job_id in stored:
+                deleted.append(job_id)
+            if job_id in by_id:
+                reloaded.append(job_id)
+        return ReloadReport(deleted=tuple(deleted), reloaded=tuple(reloaded), failed=failed)
+
+    # Runs
+
+    def request_run(self, job_id: str, created_by: str, kwargs: Mapping[str, Any] | None = None) -> Run:
+        """Puts a manual run of the job on record, to be started at once, paused and disabled jobs too.
+
+        `kwargs` replace the job's own for this run. NotFound; ValidationError at `max_instances`.
+        """
+        with self._edit(job_id) as (connection, now):
+            row = _active_row(connection, job_id)
+            active = active_counts(connection, job_id).get(job_id, 0)
+            if active >= row["max_instances"]:
+                raise ValidationError(
+                    _N("任务正在运行的实例已达上限 %(limit)s"),
+                    field="max_instances",
+                    value=active,
+                    params={"limit": row["max_instances"]},
+                )
+            values = {
+                "run_id": new_run_id(now),
+                "job_id": job_id,
+                "kind": "manual",
+                "scheduled_for": now,
+                "attempt": 1,
+                "outcome": "pending",
+                "owner": self._owner,
+                "epoch": 1,
+                "created_by": created_by,
+                "claimed_at": now,
+                "kwargs": row["kwargs"] if kwargs is None else to_json(dict(kwargs)),
+                **{
+                    name: row[name]
+                    for name in (
+                        *("task", "priority", "executor", "max_instances", "misfire_grace_time"),
+                        "retry_on_loss",
+                    )
+                },
+            }
+            if not insert_runs(connection, [values]):  # two requests in the same microsecond
+                values["scheduled_for"] += 1
+                insert_runs(connection, [values])
+            stored = connection.execute(select(runs).where(runs.c.run_id == values["run_id"]))
+            return run_from_row(stored.mappings().one())
+
+    def purge_runs(self, older_than: datetime, batch: int = 5000) -> int:
+        """Drops runs claimed before `older_than` that have ended, with their logs; their number.
+
+        Works in transactions of `batch` rows, so that claims go on in between.
+        """
+        total = 0
+        while True:
+            with write_transaction(self.engine) as connection:
+                old = list(
+                    connection.execute(
+                        select(runs.c.run_id)
+                        .where(
+                            runs.c.run_id < run_id_floor(to_us(older_than)),
+                            runs.c.outcome.not_in(("pending", "running")),
+                        )
+                        .limit(batch)
+                    ).scalars()
+                )
+                for table in (run_logs, runs):
+                    connection.execute(delete(table).where(table.c.run_id.in_(old)))
+            total += len(old)
+            if len(old) < batch:
+                return total
+
+    # The store
+
+    def nodes(self) -> list[Node]:
+        """The scheduler processes on record, the newest first."""
+        with read_transaction(self.engine) as connection:
+            return list_nodes(connection)
+
+    def now(self) -> datetime:
+        """The present time by the clock that claims go by, aware UTC."""
+        with read_transaction(self.engine) as connection:
+            return from_us(database_now_us(connection))
+
+    def check_store(self) -> None:
+        """One query; raises what the database raises."""
+        with read_transaction(self.engine) as connection:
+            connection.execute(select(jobs.c.id).limit(1)).all()
+
+    def _set_flag(self, job_id: str, flag: str, value: bool, by: str) -> Job:
+        with self._edit(job_id) as (connection, now):
+            row = _active_row(connection, job_id)
+            if row[flag] != value:
+                _update_job(connection, row, {flag: value}, by=by, now=now)
+            return _read_job(connection, job_id)
+
+    @contextmanager
+    def _edit(self, job_id: str | None = None) -> Iterator[tuple[Connection, int]]:
+        """A write transaction with its time; what is due of `job_id` is claimed first; wakes the loop at the end."""
+        with write_transaction(self.engine) as connection:
+            now = database_now_us(connection)
+            if job_id is not None:
+                claim(connection, owner=self._owner, now=now, only=job_id)
+            yield connection, now
+        self._wake()
+
+
+def _row(connection: Connection, job_id: str) -> Mapping[str, Any]:
+    query = select(jobs).where(jobs.c.id == job_id).with_for_update()
+    return connection.execute(query).mappings().one()
+
+
+def _active_row(connection: Connection, job_id: str) -> Mapping[str, Any]:
+    query = select(jobs).where(jobs.c.id == job_id, jobs.c.is_active).with_for_update()
+    row = connection.execute(query).mappings().one_or_none()
+    if row is None:
+        raise NotFound(_N("任务不存在"))
+    return row
+
+
+def _read_job(connection: Connection, job_id: str) -> Job:
+    return job_from_row(_row(connection, job_id), tolerant=True)
+
+
+def _stored(value: Any) -> Any:
+    return to_json(dict(value)) if isinstance(value, Mapping) else value
+
+
+def _insert_job(connection: Connection, new: NewJob, *, by: str, now: int, is_enabled: bool | None = None) -> None:
+    values = {name: _stored(getattr(new, name)) for name in SETTINGS}
+    values["name"] = new.name or new.id
+    enabled = new.is_enabled if is_enabled is None else is_enabled
+    trigger = to_json(dict(new.trigger))
+    connection.execute(
+        insert(jobs).values(
+            id=new.id,
+            source=new.source,
+            trigger=trigger,
+            is_enabled=enabled,
+            is_paused=False,
+            is_active=True,
+            next_run_time=first_moment(trigger, now) if enabled else None,
+            revision=1,
+            created_by=by,
+            created_at=now,
+            updated_by=by,
+            updated_at=now,
+            **values,
+        )
+    )
+
+
+def _update_job(
+    connection: Connection,
+    row: Mapping[str, Any],
+    values: Mapping[str, Any],
+    *,
+    by: str,
+    now: int,
+    own_edit: bool = True,
+) -> None:
+    """Writes `values` and what follows from them: the next run time, the overrides, the revision."""
+    after = {**row, **values}
+    values = dict(values)
+    if row["problem"] is not None and values.keys() & {"trigger", "kwargs"}:
+        values["problem"] = after["problem"] = _problem(after, now)
+    if not _fires(after):
+        values["next_run_time"] = None
+    elif "trigger" in values or not _fires(row):
+        values["next_run_time"] = first_moment(after["trigger"], now)
+    if own_edit and row["source"] != "own":
+        changed = values.keys() & {"trigger", "is_paused", "is_enabled"}
+        values["overrides"] = json.dumps(sorted({*_overrides(row), *changed}))
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == row["id"])
+        .values(**values, revision=row["revision"] + 1, updated_by=by, updated_at=now)
+    )
+
+
+def _fires(row: Mapping[str, Any]) -> bool:
+    return bool(row["is_active"] and row["is_enabled"] and not row["is_paused"] and not row["problem"])
+
+
+def _problem(row: Mapping[str, Any], now: int) -> str | None:
+    """Why the row cannot be read, or None when it can."""
+    try:
+        job_from_row({**row, "problem": None})
+        first_moment(row["trigger"], now)
+    except Exception as error:  # whatever is in the row
+        return str(error) if isinstance(error, UnreadableJob) else f"{type(error).__name__}: {error}"
+    return None
+
+
+def _overrides(row: Mapping[str, Any]) -> list[str]:
+    try:
+        return list(json.loads(row["overrides"]))
+    except (ValueError, TypeError):
+        return []
+
+
+def _new_definition(row: Mapping[str, Any], new: NewJob) -> dict[str, Any]:
+    """The columns of a stored default job that its definition changes; nothing of what the API changed."""
+    values = {name: _stored(getattr(new, name)) for name in SETTINGS}
+    values["name"] = new.name or new.id
+    values["source"] = new.source
+    overrides = _overrides(row)
+    if "is_enabled" not in overrides:
+        values["is_enabled"] = new.is_enabled
+    if "trigger" not in overrides and not _same_trigger(row["trigger"], new.trigger):
+        values["trigger"] = to_json(dict(new.trigger))
+    if not row["is_active"]:
+        values.update(is_active=True, deleted_at=None)
+    return {name: value for name, value in values.items() if row[name] != value}
+
+
+def _same_trigger(stored: str, new: Mapping[str, Any]) -> bool:
+    """Whether an interval differs in nothing but where it began: one without a start begins anew at each parse."""
+    try:
+        old = json.loads(stored)
+    except ValueError:
+        return True  # set aside: a start does not overwrite what it cannot read
+    if isinstance(old, dict) and old.get("type") == new.get("type") == "interval":
+        old, new = ({**spec, "start_date": None} for spec in (old, new))
+    return bool(old == dict(new))
+
+
+def _remove(connection: Connection, job_id: str, *, by: str, now: int, replaced: bool) -> Mapping[str, Any] | None:
+    """Takes the job away, or out of the way when it is `replaced`: its row before, None when there was none.
+
+    Deleted for good is only what the configuration can bring back: an own job and a row that cannot be read
+    stay, restorable, under another id where their own is needed.
+    """
+    row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one_or_none()
+    if row is None:
+        return None
+    readable = _problem(row, now) is None
+    if readable and row["source"] != "own":
+        connection.execute(delete(jobs).where(jobs.c.id == job_id))
+        return row
+    values: dict[str, Any] = {"is_active": False, "deleted_at": row["deleted_at"] or now}
+    if replaced or not readable:
+        values["id"] = f"{job_id[: JOB_ID_LENGTH - 33]}~{new_run_id(now)}"
+    _update_job(connection, row, values, by=by, now=now)
+    return row

@@ -1,0 +1,183 @@
+"""The reaper: what becomes of the runs of a node that no longer answers.
+
+Two thresholds. A silent node's pending runs go to a live one after PENDING_AFTER_S: safe at any time, because
+the higher epoch shuts the old owner's door. Its running runs are called lost only after the longer `lost_after_s`,
+because a task that holds the interpreter lock silences its node too, or at once when the node's lock file
+proves it dead.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+
+from app.db.jobstore_tables import IS_ACTIVE, runs
+from app.ledger.claim import insert_runs
+from app.ledger.nodes import LIVING, Node, is_proof_of_death, list_nodes, mark_dead
+from app.ledger.run_ids import new_run_id
+from app.ledger.runs import TICKET_COLUMNS, Ticket
+
+logger = logging.getLogger(__name__)
+
+PENDING_AFTER_S = 2.0
+_LONGEST_GAP_S = 2.0
+"""Between two looks of the reaper: a longer gap means that it was the reaper who was away."""
+
+
+@dataclass(slots=True)
+class _Watch:
+    heartbeat: object
+    silent_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Silence:
+    """How long each other node has been silent, by this process's monotonic clock.
+
+    Only time in which the reaper itself reached the store counts, and no two clocks are compared: a node is
+    silent while its heartbeat does not change.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _watched: dict[str, _Watch] = field(default_factory=dict)
+    _looked_at: float | None = None
+
+    def observe(self, nodes: Iterable[Node]) -> dict[str, float]:
+        """The silence of each node in seconds, after one more look that reached the store."""
+        now = self.clock()
+        gap = 0.0 if self._looked_at is None else now - self._looked_at
+        self._looked_at = now
+        counted = gap if gap <= _LONGEST_GAP_S else 0.0
+        watched: dict[str, _Watch] = {}
+        for node in nodes:
+            known = self._watched.get(node.node_id)
+            if known is None or known.heartbeat != node.heartbeat_at:
+                watched[node.node_id] = _Watch(node.heartbeat_at)
+            else:
+                known.silent_s += counted
+                watched[node.node_id] = known
+        self._watched = watched
+        return {node_id: watch.silent_s for node_id, watch in watched.items()}
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What one look of the reaper found: runs for this node to start, and runs that are lost."""
+
+    tickets: list[Ticket] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Suspects:
+    """Owners whose pending runs may be taken over, those of them whose running runs are lost, and the nodes
+    that are proved dead."""
+
+    silent: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+    dead: list[Node] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.silent or self.dead)
+
+
+def find_suspects(connection: Connection, *, me: str, silence: Silence, lost_after_s: float) -> Suspects:
+    """Looks at every other node and at every owner of an active run. Reads only."""
+    known = {node.node_id: node for node in list_nodes(connection) if node.node_id != me}
+    silent_s = silence.observe(known.values())
+    suspects = Suspects(
+        dead=[node for node in known.values() if node.state in LIVING and is_proof_of_death(node.lock_file)]
+    )
+    dead = {node.node_id for node in suspects.dead}
+    owners = connection.execute(select(runs.c.owner).where(IS_ACTIVE, runs.c.owner != me).distinct()).scalars()
+    for owner in owners:
+        node = known.get(owner)
+        if node is None or node.state not in LIVING or owner in dead or silent_s[owner] >= lost_after_s:
+            suspects.gone.add(owner)
+        if owner in suspects.gone or silent_s[owner] >= PENDING_AFTER_S:
+            suspects.silent.add(owner)
+    return suspects
+
+
+def recover(connection: Connection, *, me: str, suspects: Suspects, now: int) -> Recovered:
+    """Takes over the pending runs of the silent owners and calls the running runs of those gone lost.
+
+    A lost run of a job with `retry_on_loss` gets a second attempt, a row of its own, owned by this node.
+    """
+    found = Recovered()
+    if suspects.silent:
+        _take_over(connection, me=me, owners=suspects.silent)
+    if suspects.dead:
+        mark_dead(connection, [node.node_id for node in suspects.dead])
+    if suspects.gone:
+        running = (IS_ACTIVE, runs.c.outcome == "running", runs.c.owner.in_(suspects.gone))
+        lost = connection.execute(select(runs).where(*running)).mappings().all()
+        if lost:
+            connection.execute(
+                update(runs)
+                .where(*running)
+                .values(outcome="lost", finished_at=now, reason="its process died or fell silent in the middle")
+            )
+            found.lost = [row["run_id"] for row in lost]
+            for row in lost:
+                logger.error("run %s of job %s is lost: its node %s is gone", row["run_id"], row["job_id"], row["node"])
+            insert_runs(connection, [_second_attempt(row, me, now) for row in lost if row["retry_on_loss"]])
+    found.tickets = own_pending(connection, me=me)
+    return found
+
+
+def own_pending(connection: Connection, *, me: str) -> list[Ticket]:
+    """Every pending run of this node: what it was handed, and what a commit of unknown fate may have left it."""
+    columns = [runs.c[name] for name in TICKET_COLUMNS]
+    query = select(*columns).where(IS_ACTIVE, runs.c.outcome == "pending", runs.c.owner == me)
+    return [Ticket(**row) for row in connection.execute(query).mappings()]
+
+
+def hand_back(connection: Connection, *, me: str) -> None:
+    """Gives up what this node claimed and never started: the next node that looks takes it over at once."""
+    connection.execute(
+        update(runs)
+        .where(IS_ACTIVE, runs.c.outcome == "pending", runs.c.owner == me)
+        .values(owner="", epoch=runs.c.epoch + 1)
+    )
+
+
+def release(connection: Connection, *, me: str, now: int) -> None:
+    """The end of an orderly stop: hands back what never started, calls lost what could not finish."""
+    hand_back(connection, me=me)
+    connection.execute(
+        update(runs)
+        .where(IS_ACTIVE, runs.c.outcome == "running", runs.c.owner == me)
+        .values(outcome="lost", finished_at=now, reason="its node was stopped before it ended")
+    )
+
+
+def _take_over(connection: Connection, *, me: str, owners: set[str]) -> None:
+    taken = connection.execute(
+        update(runs)
+        .where(IS_ACTIVE, runs.c.outcome == "pending", runs.c.owner.in_(owners))
+        .values(owner=me, epoch=runs.c.epoch + 1)
+    )
+    if taken.rowcount:
+        logger.warning("took over %d pending runs of nodes that do not answer", taken.rowcount)
+
+
+def _second_attempt(row: Any, me: str, now: int) -> dict[str, Any]:
+    again = dict(row)
+    again.update(
+        run_id=new_run_id(now),
+        attempt=row["attempt"] + 1,
+        outcome="pending",
+        owner=me,
+        epoch=1,
+        reason=f"run again because run {row['run_id']} was lost",
+        error=None,
+        node=None,
+        claimed_at=now,
+        started_at=None,
+        finished_at=None,
+    )
+    return again

@@ -1,0 +1,103 @@
+"""Runs: what every fire leaves behind, and what a task is told of its own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from app.db.clock import from_us
+
+Outcome = Literal["pending", "running", "success", "failed", "lost", "cancelled", "missed", "coalesced", "skipped"]
+Kind = Literal["schedule", "manual"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One row of the ledger. `count` moments from `scheduled_from` to `scheduled_for` share it where a run of
+    moments had the same fate; times are aware UTC, durations milliseconds."""
+
+    run_id: str
+    job_id: str
+    task: str
+    kind: Kind
+    scheduled_for: datetime
+    scheduled_from: datetime | None
+    count: int
+    attempt: int
+    outcome: Outcome
+    reason: str | None
+    error: str | None
+    owner: str
+    epoch: int
+    node: str | None
+    created_by: str
+    claimed_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def lateness_ms(self) -> float | None:
+        """From the due moment to the start; None for what never started."""
+        return _milliseconds(self.scheduled_for, self.started_at)
+
+    @property
+    def duration_ms(self) -> float | None:
+        """From the start to the end; None before the end."""
+        return None if self.started_at is None else _milliseconds(self.started_at, self.finished_at)
+
+
+def _milliseconds(start: datetime, end: datetime | None) -> float | None:
+    return None if end is None else (end - start).total_seconds() * 1000
+
+
+def run_from_row(row: Mapping[str, Any]) -> Run:
+    """The run in a row of the `runs` table."""
+    times = {
+        name: None if row[name] is None else from_us(row[name])
+        for name in ("scheduled_for", "scheduled_from", "claimed_at", "started_at", "finished_at")
+    }
+    return Run(
+        **times,
+        **{
+            name: row[name]
+            for name in (
+                *("run_id", "job_id", "task", "kind", "count", "attempt", "outcome", "reason", "error"),
+                *("owner", "epoch", "node", "created_by"),
+            )
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunContext:
+    """What a task that asks for `run` is given. `id` is unique to this start: an idempotency key."""
+
+    id: str
+    job_id: str
+    scheduled_for: datetime
+    node: str
+    kind: Kind
+    attempt: int
+    created_by: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ticket:
+    """A claimed run on its way to an executor: everything a start needs, so that no row is read again."""
+
+    run_id: str
+    job_id: str
+    task: str
+    kind: Kind
+    scheduled_for: int  # microseconds since the epoch, as stored
+    attempt: int
+    epoch: int
+    priority: int
+    executor: str
+    max_instances: int
+    misfire_grace_time: int
+    kwargs: str
+    created_by: str
+
+
+TICKET_COLUMNS = tuple(Ticket.__dataclass_fields__)
