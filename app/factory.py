@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 
 def build_app(settings: Settings, *, runs_scheduler: bool) -> APIFlask:
-    """The app, its stores at this release's schema, its admin as the secret says; no scheduler started yet."""
+    """The app, its stores at this release's schema, its admin as the secret says; no scheduler yet."""
     settings.require_secrets()
     _configure_logging(settings, runs_scheduler=runs_scheduler)
     app = APIFlask(

@@ -41,7 +41,7 @@ class JSONProvider(DefaultJSONProvider):
 
     ensure_ascii = False
     sort_keys = False  # an answer keeps the order in which it was written
-    default = staticmethod(_default)  # type: ignore[assignment]
+    default = staticmethod(_default)
 
     def dumps(self, obj: Any, **kwargs: Any) -> str:
         text = super().dumps(obj, **kwargs)

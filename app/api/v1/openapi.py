@@ -57,7 +57,9 @@ def init_openapi(app: APIFlask) -> None:
     )
 
     @app.spec_processor
-    def complete(spec: dict[str, Any]) -> dict[str, Any]:
+    def complete(spec: dict[str, Any] | str) -> dict[str, Any] | str:
+        if isinstance(spec, str):  # only YAML is, which is not served
+            return spec
         views = _views(app)
         schemas = spec.setdefault("components", {}).setdefault("schemas", {})
         schemas |= {"Success": _SUCCESS, "Error": _ERROR}
@@ -97,6 +99,6 @@ def _complete_operation(operation: dict[str, Any], method: str, view: object) ->
     )
     permission = getattr(view, PERMISSION_ATTRIBUTE, None)
     if permission is not None:
-        session = {"session": [], "csrf": []} if method in WRITING_METHODS else {"session": []}
-        operation["security"] = [session, {"bearer": []}]
+        session = ("session", "csrf") if method in WRITING_METHODS else ("session",)
+        operation["security"] = [{name: [] for name in session}, {"bearer": []}]
         operation["x-permission"] = permission

@@ -16,9 +16,9 @@ from app.services.accounts.passwords import hash_of_nobody, password_matches
 from app.services.accounts.principal import PERMISSIONS_OF_ROLE, Principal
 
 WINDOW_S = 300
-# Failed logins within the window after which more are refused. The pair's limit stops one who guesses; the
-# address's one who tries many accounts; the account's one who guesses from many addresses. That is the highest,
-# so that a single stranger cannot lock the admin out.
+# Failed logins within the window after which more are refused. The pair's limit stops one who guesses, the
+# address's one who tries many accounts, the account's one who guesses from many addresses. The last is the
+# highest, so that a single stranger cannot lock the admin out.
 PAIR_LIMIT = 5
 ADDRESS_LIMIT = 30
 ACCOUNT_LIMIT = 100
