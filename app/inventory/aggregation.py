@@ -71,9 +71,7 @@ def aggregate(readings: Iterable[SizeReading], zone: tzinfo) -> list[SizeAggrega
     return [_aggregated(*key, group) for key, group in sorted(groups.items(), key=lambda item: item[0])]
 
 
-def _aggregated(
-    database: str, period: Period, start: date, end: date, group: list[SizeReading]
-) -> SizeAggregation:
+def _aggregated(database: str, period: Period, start: date, end: date, group: list[SizeReading]) -> SizeAggregation:
     sizes = [reading.size_bytes for reading in sorted(group, key=lambda reading: reading.collected_at)]
     first, last = sizes[0], sizes[-1]
     return SizeAggregation(

@@ -76,9 +76,7 @@ class MysqlConnector:
 
     def accounts(self) -> Reading[Account]:
         """Every account and role. A role, which cannot log in, counts as locked."""
-        grants: dict[str, dict[str, dict[str, set[str]]]] = defaultdict(
-            lambda: defaultdict(lambda: defaultdict(set))
-        )
+        grants: dict[str, dict[str, dict[str, set[str]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(set)))
         users = self._users()
         roles = self._roles()
         for level, query in _GRANTS.items():
@@ -152,10 +150,7 @@ class MysqlConnector:
     def _roles(self) -> Mapping[tuple[str, str], set[str]]:
         roles: dict[tuple[str, str], set[str]] = defaultdict(set)
         if self._has_table("roles_mapping"):  # MariaDB
-            query = (
-                "SELECT User AS name, Host AS host, Role AS role, Admin_option AS admin"
-                " FROM mysql.roles_mapping"
-            )
+            query = "SELECT User AS name, Host AS host, Role AS role, Admin_option AS admin FROM mysql.roles_mapping"
         elif self._has_table("role_edges"):  # MySQL 8
             query = (
                 "SELECT to_user AS name, to_host AS host, concat(from_user, '@', from_host) AS role,"

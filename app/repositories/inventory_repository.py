@@ -84,16 +84,14 @@ class InventoryRepository:
                 name = f"{account.name}@{account.host}" if account.host else account.name
                 row = stored.pop((account.name, account.host), None)
                 if row is None:
-                    added = connection.execute(
-                        insert(table).values(
-                            instance_id=instance_id,
-                            name=account.name,
-                            host=account.host,
-                            first_seen_at=to_us(at),
-                            **values,
-                        )
+                    new = insert(table).values(
+                        instance_id=instance_id,
+                        name=account.name,
+                        host=account.host,
+                        first_seen_at=to_us(at),
+                        **values,
                     )
-                    record(int(added.inserted_primary_key[0]), "added", None, values)
+                    record(connection.scalars(new.returning(table.c.id)).one(), "added", None, values)
                     changes.added.append(name)
                     continue
                 connection.execute(update(table).where(table.c.id == row["id"]).values(**values))
@@ -239,9 +237,7 @@ def _calculate_from(connection: Connection, instance_id: int, zone: tzinfo, at: 
     return monday
 
 
-def _readings(
-    connection: Connection, instance_id: int, since: date | None, zone: tzinfo
-) -> list[SizeReading]:
+def _readings(connection: Connection, instance_id: int, since: date | None, zone: tzinfo) -> list[SizeReading]:
     table = database_sizes
     query = select(table.c.database_name, table.c.collected_at, table.c.size_bytes)
     query = query.where(table.c.instance_id == instance_id)
@@ -262,9 +258,7 @@ def _upsert(
     """Insert, or rewrite the row with the same unique `key`, but for the columns `keep`."""
     if not rows:
         return
-    build: Callable[..., Any] = (
-        postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    )
+    build: Callable[..., Any] = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = build(table)
     rewritten = {name: statement.excluded[name] for name in rows[0] if name not in key and name not in keep}
     connection.execute(statement.on_conflict_do_update(index_elements=key, set_=rewritten), list(rows))

@@ -87,9 +87,7 @@ class Parameter:
         except PydanticUserError:
             described["schema"] = {}  # a type that pydantic checks but JSON schema cannot say
         if not self.required:
-            described["default"] = self.adapter.dump_python(
-                self.default, mode="json", fallback=repr, warnings=False
-            )
+            described["default"] = self.adapter.dump_python(self.default, mode="json", fallback=repr, warnings=False)
         return described
 
 

@@ -96,9 +96,7 @@ def collect_database_sizes() -> None:
     description="Calculates day, week, month and quarter statistics of the recorded database sizes",
     takes_manual_context=True,
 )
-def calculate_database_size_aggregations(
-    manual_run: bool = False, created_by: int | str | None = None
-) -> None:
+def calculate_database_size_aggregations(manual_run: bool = False, created_by: int | str | None = None) -> None:
     """Periods are those of SCHEDULER_TIMEZONE. manual_run, created_by: as for sync_accounts."""
     _log_request(manual_run, created_by)
     runtime = current_runtime()
