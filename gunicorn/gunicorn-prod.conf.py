@@ -1,0 +1,63 @@
+"""Gunicorn for web: pages and the business API. Settings of this file: WEB_CONCURRENCY, GUNICORN_WORKER_TMP_DIR."""
+
+import gc
+import os
+import sys
+
+from gunicorn.glogging import Logger
+
+
+class WebLogger(Logger):
+    """Gunicorn's own lines in the shape of the app's (app/logging_setup.py)."""
+
+    error_fmt = "[web] %(asctime)s %(levelname)-7s gunicorn %(message)s"
+    datefmt = "%Y-%m-%dT%H:%M:%S%z"
+
+
+def worker_count() -> int:
+    """WEB_CONCURRENCY, 2 when unset; ends the process with one line on anything but 1 to 64."""
+    value = os.environ.get("WEB_CONCURRENCY", "").strip() or "2"
+    if not value.isdigit() or not 1 <= int(value) <= 64:
+        sys.exit(f"[web] WEB_CONCURRENCY is {value!r}; accepted: a whole number from 1 to 64")
+    return int(value)
+
+
+proc_name = "whalefall-web"
+# Only nginx, in the same container, reaches it.
+bind = ["127.0.0.1:5001"]
+workers = worker_count()
+worker_class = "gthread"
+threads = 4
+
+# The app is loaded once and its memory shared by the workers.
+preload_app = True
+timeout = 60
+# Below supervisor's stopwaitsecs for this program.
+graceful_timeout = 15
+# Longer than nginx keeps an idle connection (20 s), so that it never sends into one that closes.
+keepalive = 30
+
+limit_request_line = 4094
+limit_request_fields = 100
+limit_request_field_size = 8190
+
+# nginx sets one header and drops what clients claim; nobody else can connect.
+forwarded_allow_ips = "127.0.0.1"
+secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}
+forwarder_headers = ""
+
+# A disk can block the heartbeat file's fchmod for longer than the timeout.
+worker_tmp_dir = os.environ.get("GUNICORN_WORKER_TMP_DIR") or "/dev/shm"
+# Nobody administers Gunicorn through a socket; signals do.
+control_socket_disable = True
+
+# nginx logs every request once, with its id and its upstream.
+accesslog = None
+errorlog = "-"
+logger_class = WebLogger
+
+
+def when_ready(_server):
+    """Keep the collector off what was loaded before the fork: touching it would copy the shared pages."""
+    gc.collect()
+    gc.freeze()

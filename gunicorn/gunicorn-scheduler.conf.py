@@ -1,0 +1,110 @@
+"""Gunicorn for the scheduler: APScheduler and /api/v1/scheduler/**, in exactly one worker.
+
+The number of workers is fixed here and does not read WEB_CONCURRENCY. Settings of this file: DRAIN_SECONDS,
+GUNICORN_WORKER_TMP_DIR.
+"""
+
+import os
+import signal
+import sys
+
+from gunicorn.glogging import Logger
+
+ONE_WORKER = (
+    "the scheduler runs in exactly one worker: another one would be a second scheduler process beside the first"
+    " (more nodes are more containers on one store, never more workers)"
+)
+
+
+class SchedulerLogger(Logger):
+    """Gunicorn's own lines in the shape of the app's (app/logging_setup.py)."""
+
+    error_fmt = "[scheduler] %(asctime)s %(levelname)-7s gunicorn %(message)s"
+    datefmt = "%Y-%m-%dT%H:%M:%S%z"
+
+
+def drain_seconds() -> float:
+    """DRAIN_SECONDS, read without app.settings: the master stays small as long as it imports none of the app."""
+    value = os.environ.get("DRAIN_SECONDS", "").strip() or "30"
+    try:
+        return float(value)
+    except ValueError:
+        sys.exit(f"[scheduler] DRAIN_SECONDS is {value!r}; accepted: a number of seconds from 0 to 3600")
+
+
+proc_name = "whalefall-scheduler"
+# Only nginx, in the same container, reaches it.
+bind = ["127.0.0.1:5002"]
+workers = 1
+# gthread: its main loop sends the heartbeat, however long a request takes.
+worker_class = "gthread"
+threads = 4
+
+# Threads do not survive a fork: the scheduler must start in the worker.
+preload_app = False
+# Ending the worker after so many requests would end the runs in it.
+max_requests = 0
+# The drain, and time to write down what did not finish.
+graceful_timeout = int(drain_seconds()) + 10
+# Above the watchdog's 60 s, which knows better when the loop hangs and says so in the log; and above the drain, during
+# which a worker that HUP replaces sends no heartbeat.
+timeout = max(120, graceful_timeout + 20)
+# Longer than nginx keeps an idle connection (20 s), so that it never sends into one that closes.
+keepalive = 30
+
+limit_request_line = 4094
+limit_request_fields = 100
+limit_request_field_size = 8190
+
+# nginx sets one header and drops what clients claim; nobody else can connect.
+forwarded_allow_ips = "127.0.0.1"
+secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}
+forwarder_headers = ""
+
+# A disk can block the heartbeat file's fchmod for longer than the timeout.
+worker_tmp_dir = os.environ.get("GUNICORN_WORKER_TMP_DIR") or "/dev/shm"
+# Nobody administers Gunicorn through a socket; signals do.
+control_socket_disable = True
+
+# nginx logs every request once, with its id and its upstream.
+accesslog = None
+errorlog = "-"
+logger_class = SchedulerLogger
+
+
+def on_starting(server):
+    """Refuse `-w N` and GUNICORN_CMD_ARGS: they win over this file."""
+    if server.cfg.workers != 1:
+        sys.exit(f"[scheduler] refused to start with {server.cfg.workers} workers: {ONE_WORKER}")
+
+
+def nworkers_changed(server, new_value, old_value):
+    """Refuse TTIN; Gunicorn itself ignores TTOU at one worker."""
+    if old_value is not None and new_value != 1:
+        # The attribute behind the property: setting the property would call this hook again.
+        server._num_workers = 1
+        server.log.error("refused to change the number of workers to %s: %s", new_value, ONE_WORKER)
+
+
+def post_worker_init(_worker):
+    """From SIGTERM on, claim nothing more, while Gunicorn still serves the requests in flight."""
+    from app.scheduler import begin_stop  # noqa: PLC0415 - the app is loaded in the worker, not in the master
+
+    stop_serving = signal.getsignal(signal.SIGTERM)
+
+    def stop(number, frame):
+        begin_stop()
+        stop_serving(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+    # As Gunicorn sets it: system calls of requests and runs go on undisturbed.
+    signal.siginterrupt(signal.SIGTERM, False)
+
+
+def worker_exit(_server, worker):
+    """Drain: wait for the runs in flight, release what never started."""
+    if worker.pid != os.getpid():
+        return  # the master calls this too, for a worker that is already gone
+    from app.scheduler import stop_scheduler  # noqa: PLC0415 - as above
+
+    stop_scheduler(drain_seconds())

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Starts the one container: checks what would fail later without a clear word, then becomes supervisord.
+set -Eeuo pipefail
+
+readonly DATA=/app/userdata
+
+refuse() {
+  echo "[entrypoint] $*" >&2
+  exit 1
+}
+
+main() {
+  [[ $# -eq 0 ]] || exec "$@"
+
+  [[ -w $DATA ]] || refuse "$DATA is not writable for user $(id -u): run 'chown -R $(id -u):$(id -g)' on the folder or volume that is mounted there"
+
+  # The same words as in app/settings.py; supervisord's own idea of true is wider.
+  case ${ENABLE_SCHEDULER-true} in
+    [Tt][Rr][Uu][Ee] | 1 | [Yy][Ee][Ss]) export SCHEDULER_AUTOSTART=true ;;
+    *) export SCHEDULER_AUTOSTART=false ;;
+  esac
+
+  # gunicorn-scheduler.conf.py adds 10 s to the drain; 5 more for the master to end.
+  local drain=${DRAIN_SECONDS:-30}
+  [[ $drain =~ ^[0-9]{1,4}(\.[0-9]+)?$ ]] || refuse "DRAIN_SECONDS is '$drain'; accepted: a number of seconds from 0 to 3600"
+  export SCHEDULER_STOP_SECONDS=$((10#${drain%.*} + 15))
+
+  exec /usr/bin/python3 /etc/supervisor/supervise.py --configuration /etc/supervisor/supervisord.conf
+}
+
+main "$@"

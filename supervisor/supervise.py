@@ -1,0 +1,35 @@
+"""supervisord with an exit code that tells Docker why it ended.
+
+supervisord keeps running when a program could not be started (FATAL), and exits 0 whatever happened. A container
+must do neither: it would look alive without its scheduler, and `restart: on-failure` would not act.
+"""
+
+import sys
+from typing import Any
+
+from supervisor import events, supervisord
+from supervisor.states import SupervisorStates
+
+fatal_programs: list[str] = []
+
+
+def end_on_fatal(server: Any, **_settings: str) -> object:
+    """Plugin of supervisord: stops everything in order as soon as one program is FATAL.
+
+    Registered as an RPC interface because that is the extension point that runs inside supervisord: an event
+    listener would be one more Python process. It offers no methods.
+    """
+
+    def end(event: Any) -> None:
+        name = event.process.config.name
+        fatal_programs.append(name)
+        server.options.logger.critical(f"{name} cannot be started (its reason is above): ending the container")
+        server.options.mood = SupervisorStates.SHUTDOWN
+
+    events.subscribe(events.ProcessStateFatalEvent, end)
+    return object()
+
+
+if __name__ == "__main__":
+    supervisord.main()
+    sys.exit(1 if fatal_programs else 0)
