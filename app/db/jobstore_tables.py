@@ -4,6 +4,9 @@ Times are microseconds since the epoch, UTC (app.db.clock). JSON is kept as text
 damaged can still be selected, shown and set aside. Columns that only some rows use are nullable.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -20,6 +23,9 @@ from sqlalchemy import (
 )
 
 from app.db.metadata import jobstore_metadata
+
+Row = Mapping[Any, Any]
+"""A selected row by column name, as `.mappings()` gives it."""
 
 JOB_ID_LENGTH = 128
 ACTIVE = ("pending", "running")

@@ -120,6 +120,8 @@ class LedgerProcesses(ProcessPoolExecutor):
     A child that dies takes its pool with it, and with that every run in it: they are `lost`.
     """
 
+    _pool: Any
+
     def __init__(self, max_workers: int, initializer: Callable[[], None]) -> None:
         self._places = max_workers
         # "spawn": a fork would copy the locks of this process's threads as they happen to stand.
@@ -463,9 +465,12 @@ class LedgerScheduler(BackgroundScheduler):
 
     def _seconds_to_next_moment(self) -> float:
         with self._loop_engine.connect() as connection:
-            earliest = connection.execute(
-                select(func.min(jobs.c.next_run_time)).where(jobs.c.problem.is_(None))
-            ).scalar_one()
+            earliest: int | None = connection.execute(
+                select(jobs.c.next_run_time)
+                .where(jobs.c.next_run_time.is_not(None), jobs.c.problem.is_(None))
+                .order_by(jobs.c.next_run_time)
+                .limit(1)
+            ).scalar_one_or_none()
             now = database_now_us(connection)
         claims = self.state == STATE_RUNNING and not self._stopping
         if earliest is None or not claims:

@@ -1,14 +1,14 @@
 """Claim before run: in one transaction the due moments get their rows, and the jobs their next run time."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db.jobstore_tables import IS_ACTIVE, jobs, runs
+from app.db.jobstore_tables import IS_ACTIVE, Row, jobs, runs
 from app.ledger.fates import Fold, decide
 from app.ledger.jobs import UnreadableJob, read_object
 from app.ledger.run_ids import new_run_id
@@ -132,7 +132,7 @@ def insert_runs(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[
     return [Ticket(**{name: row[name] for name in TICKET_COLUMNS}) for row in pending]
 
 
-def _run_values(row: Mapping[str, Any], fold: Fold, *, owner: str, now: int) -> dict[str, Any]:
+def _run_values(row: Row, fold: Fold, *, owner: str, now: int) -> dict[str, Any]:
     runs_now = fold.fate == "run"
     reason = None
     if not runs_now:

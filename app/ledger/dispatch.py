@@ -195,7 +195,8 @@ class Dispatcher:
     def _record(self, batch: _Batch) -> Collection[str]:
         with self._transaction() as connection:
             now = database_now_us(connection)
-            late, timely = [], []
+            late: list[Ticket] = []
+            timely: list[Ticket] = []
             for ticket in batch.starts:
                 (late if _is_too_late(ticket, now) else timely).append(ticket)
             opened = record_starts(connection, timely, owner=self._node_id, node=self._node_name, now=now)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from app.db.clock import from_us
+from app.db.jobstore_tables import Row
 
 Source = Literal["builtin", "default", "own"]
 
@@ -65,8 +66,8 @@ class Job:
     name: str
     description: str
     source: Source
-    trigger: Mapping[str, Any]
-    kwargs: Mapping[str, Any]
+    trigger: dict[str, Any]
+    kwargs: dict[str, Any]
     next_run_time: datetime | None
     misfire_grace_time: int
     coalesce: bool
@@ -92,7 +93,7 @@ class Job:
         return self.is_active and self.is_enabled and not self.is_paused and self.problem is None
 
 
-def job_from_row(row: Mapping[str, Any], *, tolerant: bool = False) -> Job:
+def job_from_row(row: Row, *, tolerant: bool = False) -> Job:
     """The job in a row of the `jobs` table.
 
     Raises UnreadableJob for a row that cannot be read; `tolerant` gives it with empty content and `problem`
@@ -106,7 +107,7 @@ def job_from_row(row: Mapping[str, Any], *, tolerant: bool = False) -> Job:
         if not tolerant:
             raise UnreadableJob(str(error)) from error
         trigger, kwargs, overrides, problem = {}, {}, (), problem or str(error)
-    times = {
+    times: dict[str, Any] = {
         name: None if row[name] is None else from_us(row[name])
         for name in ("next_run_time", "created_at", "updated_at", "deleted_at")
     }
@@ -127,7 +128,7 @@ def job_from_row(row: Mapping[str, Any], *, tolerant: bool = False) -> Job:
     )
 
 
-def read_object(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+def read_object(row: Row, column: str) -> dict[str, Any]:
     """The JSON object in a text `column` of `row`; UnreadableJob when it holds anything else."""
     try:
         value = json.loads(row[column])

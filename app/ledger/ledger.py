@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from app.db.clock import from_us, to_us
 from app.db.engines import database_now_us, read_transaction, write_transaction
-from app.db.jobstore_tables import JOB_ID_LENGTH, jobs, run_logs, runs
+from app.db.jobstore_tables import JOB_ID_LENGTH, Row, jobs, run_logs, runs
 from app.errors import _N, NotFound, PreconditionFailed, ValidationError
 from app.ledger.claim import active_counts, claim, insert_runs
 from app.ledger.fates import first_moment
@@ -304,12 +304,12 @@ class Ledger:
         self._wake()
 
 
-def _row(connection: Connection, job_id: str) -> Mapping[str, Any]:
+def _row(connection: Connection, job_id: str) -> Row:
     query = select(jobs).where(jobs.c.id == job_id).with_for_update()
     return connection.execute(query).mappings().one()
 
 
-def _active_row(connection: Connection, job_id: str) -> Mapping[str, Any]:
+def _active_row(connection: Connection, job_id: str) -> Row:
     query = select(jobs).where(jobs.c.id == job_id, jobs.c.is_active).with_for_update()
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
@@ -351,7 +351,7 @@ def _insert_job(connection: Connection, new: NewJob, *, by: str, now: int, is_en
 
 def _update_job(
     connection: Connection,
-    row: Mapping[str, Any],
+    row: Row,
     values: Mapping[str, Any],
     *,
     by: str,
@@ -377,11 +377,11 @@ def _update_job(
     )
 
 
-def _fires(row: Mapping[str, Any]) -> bool:
+def _fires(row: Row) -> bool:
     return bool(row["is_active"] and row["is_enabled"] and not row["is_paused"] and not row["problem"])
 
 
-def _problem(row: Mapping[str, Any], now: int) -> str | None:
+def _problem(row: Row, now: int) -> str | None:
     """Why the row cannot be read, or None when it can."""
     try:
         job_from_row({**row, "problem": None})
@@ -391,14 +391,14 @@ def _problem(row: Mapping[str, Any], now: int) -> str | None:
     return None
 
 
-def _overrides(row: Mapping[str, Any]) -> list[str]:
+def _overrides(row: Row) -> list[str]:
     try:
         return list(json.loads(row["overrides"]))
     except (ValueError, TypeError):
         return []
 
 
-def _new_definition(row: Mapping[str, Any], new: NewJob) -> dict[str, Any]:
+def _new_definition(row: Row, new: NewJob) -> dict[str, Any]:
     """The columns of a stored default job that its definition changes; nothing of what the API changed."""
     values = {name: _stored(getattr(new, name)) for name in SETTINGS}
     values["name"] = new.name or new.id
@@ -424,7 +424,7 @@ def _same_trigger(stored: str, new: Mapping[str, Any]) -> bool:
     return bool(old == dict(new))
 
 
-def _remove(connection: Connection, job_id: str, *, by: str, now: int, replaced: bool) -> Mapping[str, Any] | None:
+def _remove(connection: Connection, job_id: str, *, by: str, now: int, replaced: bool) -> Row | None:
     """Takes the job away, or out of the way when it is `replaced`: its row before, None when there was none.
 
     Deleted for good is only what the configuration can bring back: an own job and a row that cannot be read

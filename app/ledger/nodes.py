@@ -13,7 +13,7 @@ from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.clock import from_us
-from app.db.jobstore_tables import IS_ACTIVE, nodes, runs
+from app.db.jobstore_tables import IS_ACTIVE, Row, nodes, runs
 
 NodeState = Literal["running", "stopping", "stopped", "dead"]
 LIVING = ("running", "stopping")
@@ -37,7 +37,7 @@ class Node:
     stats: Mapping[str, Any]
 
 
-def node_from_row(row: Mapping[str, Any]) -> Node:
+def node_from_row(row: Row) -> Node:
     """The node in a row of the `nodes` table."""
     return Node(
         node_id=row["node_id"],

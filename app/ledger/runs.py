@@ -1,11 +1,11 @@
 """Runs: what every fire leaves behind, and what a task is told of its own."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from app.db.clock import from_us
+from app.db.jobstore_tables import Row
 
 Outcome = Literal["pending", "running", "success", "failed", "lost", "cancelled", "missed", "coalesced", "skipped"]
 Kind = Literal["schedule", "manual"]
@@ -50,9 +50,9 @@ def _milliseconds(start: datetime, end: datetime | None) -> float | None:
     return None if end is None else (end - start).total_seconds() * 1000
 
 
-def run_from_row(row: Mapping[str, Any]) -> Run:
+def run_from_row(row: Row) -> Run:
     """The run in a row of the `runs` table."""
-    times = {
+    times: dict[str, Any] = {
         name: None if row[name] is None else from_us(row[name])
         for name in ("scheduled_for", "scheduled_from", "claimed_at", "started_at", "finished_at")
     }

@@ -48,5 +48,5 @@ class Watchdog:
                     "the scheduler's loop has not turned for %.0f s: the process ends and is started anew",
                     time.monotonic() - turn,
                 )
-                faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 os._exit(EXIT_STATUS)
