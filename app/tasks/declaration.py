@@ -34,19 +34,15 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 class Parameter:
     """One keyword that a task accepts.
 
+    type_name: the annotation as it is written in Python, such as `int`, `str | None`, `Literal['a', 'b']`.
     default is None when `required`. It is never stored with a job, so that a later change of it takes effect.
     """
 
     name: str
-    annotation: Any
+    type_name: str
     required: bool
     default: Any = None
     adapter: TypeAdapter[Any] = field(repr=False, compare=False, kw_only=True)
-
-    @property
-    def type_name(self) -> str:
-        """The annotation as it is written in Python, such as `int`, `str | None`, `Literal['a', 'b']`."""
-        return inspect.formatannotation(self.annotation)
 
     def check(self, value: Any) -> Any:
         """`value` as the annotated type; ValidationError, field `kwargs.<name>`, when it does not fit."""
@@ -147,7 +143,7 @@ class Task:
         for name, value in kwargs.items():
             parameter = known.get(name)
             if parameter is None and self.extra is not None and isinstance(name, str) and name != _RUN:
-                parameter = Parameter(name, self.extra.annotation, False, adapter=self.extra.adapter)
+                parameter = Parameter(name, self.extra.type_name, False, adapter=self.extra.adapter)
             if parameter is None:
                 raise ValidationError(
                     _N("任务 %(task)s 没有参数 %(name)s"),
@@ -249,11 +245,20 @@ def _parameter(task_name: str, parameter: inspect.Parameter, hints: Mapping[str,
     variadic = parameter.kind is inspect.Parameter.VAR_KEYWORD
     required = parameter.default is inspect.Parameter.empty and not variadic
     default = None if parameter.default is inspect.Parameter.empty else parameter.default
+    type_name = inspect.formatannotation(_without_metadata(annotation))
     adapter = _adapter(task_name, parameter.name, annotation)
     if not required and not variadic and default is None and not _accepts_none(adapter):
-        annotation = annotation | None  # `x: str = None` says that None is meant to be passed
-        adapter = _adapter(task_name, parameter.name, annotation)
-    return Parameter(parameter.name, annotation, required, default, adapter=adapter)
+        # `x: str = None` says that None is meant to be passed.
+        adapter = _adapter(task_name, parameter.name, annotation | None)
+        type_name = f"{type_name} | None"
+    return Parameter(parameter.name, type_name, required, default, adapter=adapter)
+
+
+def _without_metadata(annotation: Any) -> Any:
+    """`annotation` for people: what `Annotated` adds shows in the schema."""
+    holder = type("Annotations", (), {})()
+    holder.__annotations__ = {"it": annotation}
+    return typing.get_type_hints(holder)["it"]
 
 
 def _adapter(task_name: str, parameter_name: str, annotation: Any) -> TypeAdapter[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import pkgutil
 import sys
 import traceback
@@ -32,8 +31,6 @@ DROP_IN_PACKAGE = "dropin_tasks"
 """Package of the drop-in modules: `from dropin_tasks._shared import x` reaches a neighbour's file."""
 
 _BUILTIN_PACKAGE = "app.tasks.builtin"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class TaskRegistry:
         Files whose name begins with `_` or `.` are left to the others to import. A module that fails is
         reported, by name and with its error, and stops nothing. A name that is taken stays with whoever has
         it: a built-in task, or the module whose name sorts first. A missing folder holds no tasks.
-        Returns the problems of this folder; they are logged, and kept in `problems` too.
+        Returns the problems of this folder; they are kept in `problems` too.
         """
         problems: list[LoadProblem] = []
         _open_package(folder)
@@ -112,8 +109,6 @@ class TaskRegistry:
         for path in paths:
             if path.suffix == ".py" and not path.name.startswith(("_", ".")) and not path.is_dir():
                 problems.extend(self._load_file(path))
-        for problem in problems:
-            logger.error("drop-in task module %s: %s", problem.module, problem.error)
         self._problems.extend(problems)
         return problems
 
