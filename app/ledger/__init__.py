@@ -6,7 +6,7 @@ record (finish); `recover` sees to what a node left behind. It knows no Flask.
 
 from app.ledger.apscheduler_overrides import LedgerScheduler, LoopHealth
 from app.ledger.execution import Ending, execute
-from app.ledger.jobs import EXECUTORS, Job, NewJob
+from app.ledger.jobs import EXECUTORS, Job, NewJob, job_from_row
 from app.ledger.ledger import Ledger, LoadReport, ReloadReport
 from app.ledger.nodes import Node
 from app.ledger.run_ids import run_id_floor
@@ -27,6 +27,7 @@ __all__ = [
     "RunContext",
     "Ticket",
     "execute",
+    "job_from_row",
     "run_from_row",
     "run_id_floor",
 ]
