@@ -8,14 +8,16 @@ from importlib.util import find_spec
 
 import structlog
 from apiflask import APIFlask
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.api.v1.auth import auth, init_auth
 from app.api.v1.csrf import init_csrf
 from app.api.v1.health import health
 from app.api.v1.openapi import SPEC_PATH, init_openapi
 from app.audit_trail import init_audit_trail
-from app.db.engines import check_integrity, create_engine_for
-from app.db.migrate import ensure_schema
+from app.db.engines import DamagedDatabase, check_integrity, create_engine_for
+from app.db.migrate import NewerSchema, ensure_schema
 from app.error_handlers import init_error_handlers
 from app.i18n import init_i18n
 from app.json_format import JSONProvider
@@ -79,13 +81,13 @@ def build_app(settings: Settings, *, runs_scheduler: bool) -> APIFlask:
 def _open_runtime(settings: Settings) -> Runtime:
     jobstore = create_engine_for(settings.jobstore_url)
     database = create_engine_for(settings.database_url)
-    if not settings.flask_run_from_cli:  # a command may be the very one that looks after a damaged store
-        check_integrity(jobstore)
-        check_integrity(database)
-    ensure_schema(jobstore, "jobstore")
-    ensure_schema(database, "app")
-    sync_admin(database, settings.admin_password or "", settings.secret_key or "")
-    purge_audit(database)
+    try:
+        _prepare_stores(settings, jobstore, database)
+    except (SQLAlchemyError, DamagedDatabase, NewerSchema) as error:
+        if not settings.flask_run_from_cli:
+            raise
+        # A command may be the very one that looks after a damaged store.
+        log.warning("the stores cannot be used", error=str(getattr(error, "orig", None) or error))
     tasks = TaskRegistry()
     tasks.load_builtin()
     tasks.load_folder(settings.tasks_dir)
@@ -94,6 +96,15 @@ def _open_runtime(settings: Settings) -> Runtime:
     return Runtime(
         settings=settings, jobstore=jobstore, database=database, ledger=Ledger(jobstore), tasks=tasks
     )
+
+
+def _prepare_stores(settings: Settings, jobstore: Engine, database: Engine) -> None:
+    check_integrity(jobstore)
+    check_integrity(database)
+    ensure_schema(jobstore, "jobstore")
+    ensure_schema(database, "app")
+    sync_admin(database, settings.admin_password or "", settings.secret_key or "")
+    purge_audit(database)
 
 
 def _configure_logging(settings: Settings, *, runs_scheduler: bool) -> None:

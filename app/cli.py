@@ -1,0 +1,312 @@
+"""`flask jobs ...` and `flask db ...`: what the scripts call in a container, and what an operator types.
+
+Results go to standard output, as text or, with --json, as one line of JSON; progress and errors go to standard
+error. A command that fails says why in one line and exits with 1. No command starts a scheduler.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from flask import Flask
+from flask.cli import AppGroup
+from flask_babel import force_locale
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db.engines import DamagedDatabase
+from app.default_jobs import load_default_jobs
+from app.errors import DomainError
+from app.i18n import translate_error
+from app.repositories.jobs_repository import JobFilter, JobsRepository
+from app.runtime import Runtime, current_runtime
+from app.services.operations import backups, exports, history, set_aside, store_state
+from app.services.operations.failure import OperationFailed
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+jobs = AppGroup("jobs", help="Jobs and their store: list, export, back up, verify, reset.")
+db = AppGroup("db", help="The databases.")
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of text.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would change; change nothing.")
+
+
+def init_cli(app: Flask) -> None:
+    """Adds the commands to the app's `flask` command."""
+    app.cli.add_command(jobs)
+    app.cli.add_command(db)
+
+
+def one_line_errors(command: _F) -> _F:
+    """Turns what an operator can be told into one line on standard error and exit code 1."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except DomainError as error:
+            with force_locale("en"):
+                raise click.ClickException(_one_line(translate_error(error))) from error
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            raise click.ClickException(_one_line(f"the database cannot be used: {cause}")) from error
+        except (OperationFailed, DamagedDatabase, sqlite3.Error, OSError) as error:
+            raise click.ClickException(_one_line(str(error))) from error
+
+    return guarded  # type: ignore[return-value]
+
+
+@jobs.command("list")
+@click.option("--deleted", is_flag=True, help="Deleted jobs that can be restored, too.")
+@as_json
+@one_line_errors
+def list_jobs(*, deleted: bool, as_json: bool) -> None:
+    """List the jobs of the store."""
+    wanted = JobFilter(is_active=None if deleted else True)
+    found = JobsRepository(current_runtime().jobstore).page(wanted)
+    rows = [
+        {
+            "id": reading.job.id,
+            "task": reading.job.task,
+            "source": reading.job.source,
+            "state": _state(reading.job),
+            "next_run_time": _iso(reading.job.next_run_time),
+            "last_run_time": _iso(reading.last_run_time),
+            "last_outcome": reading.last_outcome,
+            "trigger": dict(reading.job.trigger),
+            "overrides": list(reading.job.overrides),
+            "problem": reading.job.problem,
+        }
+        for reading in found
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    columns = ("id", "source", "state", "next_run_time", "last_outcome")
+    _print_table(columns, [[str(row[name] or "-") for name in columns] for row in rows])
+
+
+@jobs.command()
+@click.option("--reason", default="manual", show_default=True, help="A word for the file's name.")
+@as_json
+@one_line_errors
+def export(*, reason: str, as_json: bool) -> None:
+    """Write what the API changed and all own jobs to userdata/exports/."""
+    path = exports.export_changes(current_runtime(), reason)
+    document = exports.read_export(path)
+    if as_json:
+        counts = {
+            name: len(getattr(document, name))
+            for name in ("default_jobs", "own_jobs", "deleted_own_jobs", "unreadable_jobs")
+        }
+        _print_json({"path": str(path), **counts})
+        return
+    click.echo(path)
+    for job in document.unreadable_jobs:
+        click.echo(f"job {job.id} cannot be read and is not in it: {job.problem}", err=True)
+
+
+@jobs.command("apply-export")
+@click.argument("file")
+@dry_run_option
+@as_json
+@one_line_errors
+def apply_export(*, file: str, dry_run: bool, as_json: bool) -> None:
+    """Apply an export: all of it, or nothing.
+
+    FILE is a path, a name in userdata/exports/, or `latest`.
+    """
+    runtime = current_runtime()
+    path = exports.find_export(runtime.settings, file)
+    applied = exports.apply_export(runtime, path, by="apply-export", dry_run=dry_run)
+    for warning in applied.warnings:
+        click.echo(warning, err=True)
+    if as_json:
+        _print_json({"path": str(path), "dry_run": dry_run, **applied.as_json()})
+        return
+    would = "would be " if dry_run else ""
+    for name in ("added", "restored", "changed", "unchanged"):
+        for job_id in getattr(applied, name):
+            click.echo(f"{'' if name == 'unchanged' else would}{name}: {job_id}")
+
+
+@jobs.command()
+@click.option("--reason", default="manual", show_default=True, help="Goes into the manifest.")
+@click.option("--keep", type=click.IntRange(min=1), help="How many backups stay; BACKUP_KEEP when left out.")
+@as_json
+@one_line_errors
+def backup(*, reason: str, keep: int | None, as_json: bool) -> None:
+    """Copy both databases while they are in use to userdata/backups/, with a manifest."""
+    made = backups.back_up(current_runtime().settings, reason=reason, keep=keep)
+    _print_backup(made, as_json)
+
+
+@jobs.command("list-backups")
+@as_json
+@one_line_errors
+def list_backups(*, as_json: bool) -> None:
+    """List the backups, newest first."""
+    found = backups.list_backups(current_runtime().settings)
+    if as_json:
+        _print_json([each.as_json() for each in found])
+        return
+    rows = [
+        [each.path.name, _iso(each.manifest.created_at), each.manifest.reason, str(_total_bytes(each))]
+        for each in found
+    ]
+    _print_table(("name", "created_at", "reason", "bytes"), rows)
+
+
+@jobs.command()
+@click.argument("backup")
+@as_json
+@one_line_errors
+def verify(*, backup: str, as_json: bool) -> None:
+    """Re-open a backup: sha256, integrity_check, schema version, row counts.
+
+    BACKUP is a folder, a name in userdata/backups/, or `latest`.
+    """
+    path = backups.find_backup(current_runtime().settings, backup)
+    _print_backup(backups.verify_backup(path), as_json)
+
+
+@jobs.command("set-aside")
+@click.option("--reason", default="manual", show_default=True, help="Goes into the note beside the file.")
+@click.option("--backup", help="The backup that was made of it before, for the note.")
+@as_json
+@one_line_errors
+def set_aside_store(*, reason: str, backup: str | None, as_json: bool) -> None:
+    """Move the job store, with its -wal and -shm, to userdata/backups/aside-*/.
+
+    Refused while any process has it open. The next start makes a fresh store.
+    """
+    runtime = current_runtime()
+    runtime.jobstore.dispose()  # a connection of this very process would hide the others' locks
+    aside = set_aside.set_aside(runtime.settings, reason=reason, backup=backup)
+    if as_json:
+        _print_json(aside.as_json())
+        return
+    click.echo(aside.path)
+
+
+@jobs.command("carry-history")
+@click.argument("sources", nargs=-1)
+@as_json
+@one_line_errors
+def carry_history(*, sources: tuple[str, ...], as_json: bool) -> None:
+    """Carry the run history of older job stores into the present one.
+
+    SOURCES are database files or folders of backups and asides; without any, every store that was set aside
+    and not carried yet. What cannot be read is told, on standard error; the exit code is 1 when nothing of a
+    source could be carried.
+    """
+    runtime = current_runtime()
+    results = history.carry_from(runtime, [Path(source) for source in sources])
+    for result in results:
+        for line in result.gaps or ([f"{result.source}: {result.damage}"] if result.damage else []):
+            click.echo(f"not carried over: {line}", err=True)
+    if as_json:
+        _print_json([result.as_json() for result in results])
+    else:
+        for result in results:
+            click.echo(
+                f"{result.source}: {result.runs} runs carried over, {result.runs_there_already} there already,"
+                f" {result.cancelled} cancelled, {result.lost} lost, {result.missed} missed, {result.logs} logs"
+            )
+    if any(result.failed for result in results):
+        sys.exit(1)
+
+
+@jobs.command("wait-defaults")
+@click.option("--timeout", "timeout_s", default=60.0, show_default=True, type=click.FloatRange(min=0), help="Seconds.")
+@as_json
+@one_line_errors
+def wait_defaults(*, timeout_s: float, as_json: bool) -> None:
+    """Wait until every default job is in the store and a scheduler is turning."""
+    runtime = current_runtime()
+    started = time.monotonic()
+    told = ""
+    while True:
+        state = store_state.defaults_state(runtime, [new.id for new in _defaults(runtime)])
+        elapsed = time.monotonic() - started
+        if state.complete:
+            break
+        if elapsed >= timeout_s:
+            raise OperationFailed(f"not within {timeout_s:g} s: {state.missing_text()}")
+        if state.missing_text() != told:
+            told = state.missing_text()
+            click.echo(f"[{elapsed:4.0f} s] waiting: {told}", err=True)
+        time.sleep(0.2)
+    if as_json:
+        _print_json({"jobs": list(state.present), "node": state.node, "waited_s": round(elapsed, 1)})
+        return
+    click.echo(f"{len(state.present)} default jobs are in the store; scheduler {state.node} is turning")
+
+
+@db.command()
+@as_json
+@one_line_errors
+def check(*, as_json: bool) -> None:
+    """Open both databases and run integrity_check. Exit code 1 when one of them is damaged or missing."""
+    states = store_state.check_databases(current_runtime().settings)
+    if as_json:
+        _print_json([state.as_json() for state in states])
+    else:
+        for state in states:
+            click.echo(f"{state.store}: {state.file}: {state.problem or 'ok'} (schema {state.schema_version or '-'})")
+    if any(state.problem for state in states):
+        sys.exit(1)
+
+
+def _defaults(runtime: Runtime) -> Any:
+    return load_default_jobs(runtime.settings)
+
+
+def _print_backup(made: backups.Backup, as_json: bool) -> None:
+    if as_json:
+        _print_json(made.as_json())
+        return
+    click.echo(made.path)
+
+
+def _total_bytes(made: backups.Backup) -> int:
+    return sum(store.bytes for store in made.manifest.stores.values())
+
+
+def _state(job: Any) -> str:
+    if not job.is_active:
+        return "deleted"
+    if job.problem is not None:
+        return "unreadable"
+    if not job.is_enabled:
+        return "disabled"
+    if job.is_paused:
+        return "paused"
+    return "scheduled" if job.next_run_time is not None else "finished"
+
+
+def _iso(moment: Any) -> str:
+    return "" if moment is None else moment.isoformat(timespec="seconds")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _print_table(columns: tuple[str, ...], rows: list[list[str]]) -> None:
+    table = [list(columns), *rows]
+    widths = [max(len(row[index]) for row in table) for index in range(len(columns))]
+    for row in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
