@@ -99,8 +99,9 @@ def _open_runtime(settings: Settings) -> Runtime:
 
 
 def _prepare_stores(settings: Settings, jobstore: Engine, database: Engine) -> None:
-    check_integrity(jobstore)
-    check_integrity(database)
+    if not settings.flask_run_from_cli:  # a command need not wait until a large file is read through
+        check_integrity(jobstore)
+        check_integrity(database)
     ensure_schema(jobstore, "jobstore")
     ensure_schema(database, "app")
     sync_admin(database, settings.admin_password or "", settings.secret_key or "")
