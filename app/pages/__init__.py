@@ -13,7 +13,7 @@ from app.pages.assets import serve_static, static_address
 from app.pages.board import node_health
 from app.pages.formats import last_line, milliseconds, relative_time_now, scheduler_time, short_count
 from app.pages.job_words import cron_expression, element_key, job_state, schedule_words
-from app.pages.views import page_values, pages
+from app.pages.views import pages
 from app.pages.words import outcome_name, script_texts, state_choices, timeline_words
 
 
@@ -47,5 +47,4 @@ def init_pages(app: Flask) -> None:
     )
     app.jinja_env.trim_blocks = True
     app.jinja_env.lstrip_blocks = True
-    pages.context_processor(page_values)
     app.register_blueprint(pages)

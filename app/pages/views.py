@@ -38,6 +38,7 @@ P = ParamSpec("P")
 pages = Blueprint("pages", __name__, template_folder="templates")
 
 
+@pages.context_processor
 def page_values() -> dict[str, Any]:
     """What every template may use."""
     return {
