@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,14 +121,15 @@ class Stack:
         command = ["docker", "compose", "--project-name", self.name, "--env-file", str(self.folder / "env")]
         for file in COMPOSE_FILES:
             command += ["--file", file]
-        # What the person who runs the tests has set must not reach the stack: only this project's values.
+        # Of what the person who runs the tests has set, only what finds the engine and the images.
         ours = {
             "E2E_FOLDER": str(self.folder),
             "COMPOSE_PROJECT_NAME": self.name,
             "HTTP_PORT": str(self.port),
             **self.environment,
         }
-        kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "DOCKER_HOST")}
+        passed = ("PATH", "HOME", "DOCKER_HOST", "WHALEFALL_TAG")
+        kept = {key: os.environ[key] for key in passed if key in os.environ}
         done = subprocess.run(
             [*command, *arguments],
             cwd=ROOT,
@@ -146,8 +148,15 @@ class Stack:
     def start(self) -> None:
         """Bring it up from the built images and wait until a scheduler really turns."""
         Stack.alive.append(self)
-        self.compose("up", "--detach", "--no-build", "--pull", "never")
-        self.wait_until_ready()
+        begin = time.time()
+        try:
+            self.compose("up", "--detach", "--no-build", "--pull", "never")
+            self.wait_until_ready()
+        except Exception as error:
+            # It will be gone before pytest asks for the evidence.
+            for title, text in self.evidence(begin):
+                error.add_note(f"--- {title}\n{text}")
+            raise
 
     def wait_until_ready(self, within: float = START_DEADLINE) -> None:
         anyone = self.anonymous()
