@@ -47,7 +47,7 @@ secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}
 forwarder_headers = ""
 
 # A disk can block the heartbeat file's fchmod for longer than the timeout.
-worker_tmp_dir = os.environ.get("GUNICORN_WORKER_TMP_DIR") or "/dev/shm"
+worker_tmp_dir = os.environ.get("GUNICORN_WORKER_TMP_DIR") or "/dev/shm"  # noqa: S108 - the name in it is random
 # Nobody administers Gunicorn through a socket; signals do.
 control_socket_disable = True
 

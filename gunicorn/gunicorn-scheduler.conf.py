@@ -62,7 +62,7 @@ secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}
 forwarder_headers = ""
 
 # A disk can block the heartbeat file's fchmod for longer than the timeout.
-worker_tmp_dir = os.environ.get("GUNICORN_WORKER_TMP_DIR") or "/dev/shm"
+worker_tmp_dir = os.environ.get("GUNICORN_WORKER_TMP_DIR") or "/dev/shm"  # noqa: S108 - the name in it is random
 # Nobody administers Gunicorn through a socket; signals do.
 control_socket_disable = True
 
@@ -88,12 +88,14 @@ def nworkers_changed(server, new_value, old_value):
 
 def post_worker_init(_worker):
     """From SIGTERM on, claim nothing more, while Gunicorn still serves the requests in flight."""
-    from app.scheduler import begin_stop  # noqa: PLC0415 - the app is loaded in the worker, not in the master
+    from app.scheduler import get_scheduler  # noqa: PLC0415 - the app is loaded in the worker, not in the master
 
     stop_serving = signal.getsignal(signal.SIGTERM)
 
     def stop(number, frame):
-        begin_stop()
+        scheduler = get_scheduler()
+        if scheduler is not None:
+            scheduler.begin_stop()  # only sets a flag, so it may be called in a signal handler
         stop_serving(number, frame)
 
     signal.signal(signal.SIGTERM, stop)
@@ -102,9 +104,12 @@ def post_worker_init(_worker):
 
 
 def worker_exit(_server, worker):
-    """Drain: wait for the runs in flight, release what never started."""
-    if worker.pid != os.getpid():
-        return  # the master calls this too, for a worker that is already gone
+    """Drain: wait up to DRAIN_SECONDS for the runs in flight, release what never started.
+
+    Here and not at the interpreter's exit: that would first wait for the executor's threads, without a deadline.
+    """
+    if worker.pid != os.getpid() or not worker.booted:
+        return  # the master calls this too, for a worker that is already gone; and nothing runs in one that never began
     from app.scheduler import stop_scheduler  # noqa: PLC0415 - as above
 
-    stop_scheduler(drain_seconds())
+    stop_scheduler()

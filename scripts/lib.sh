@@ -3,6 +3,7 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly ROOT
+export ROOT
 
 # Progress goes to stderr with the seconds since the start; stdout is for results.
 step() {
@@ -36,6 +37,7 @@ os_field() {
 #   host_archive RELEASE -> URI, empty when it has none
 host_archive() {
   has apt-get || return 0
+  # shellcheck disable=SC2016 # apt's own placeholders
   apt-get indextargets --no-release-info --format '$(CREATED_BY) $(RELEASE) $(REPO_URI)' 2> /dev/null |
     awk -v release="$1" '$1 == "Packages" && $2 == release && !found { print $3; found = 1 }'
 }

@@ -7,8 +7,9 @@ must do neither: it would look alive without its scheduler, and `restart: on-fai
 import sys
 from typing import Any
 
-from supervisor import events, supervisord
 from supervisor.states import SupervisorStates
+
+from supervisor import events, supervisord
 
 fatal_programs: list[str] = []
 

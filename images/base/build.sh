@@ -2,6 +2,7 @@
 # Makes the base image from Debian packages, where no image registry can be reached.
 set -Eeuo pipefail
 
+# shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/lib.sh"
 
 readonly RELEASE=trixie
@@ -43,14 +44,14 @@ main() {
   sources=$(debian_sources "$RELEASE") ||
     die "this host's apt configuration names no Debian archive; set DEBIAN_MIRROR to the address of one"
 
-  local folder
-  folder=$(mktemp -d)
-  trap "rm -rf '$folder'" EXIT
+  folder=$(mktemp -d) # not local: the trap runs after main
+  trap 'rm -rf "$folder"' EXIT
   apt_fetch_settings > "$folder/apt.conf"
 
   # --variant=apt: what is essential, and apt for the images that build on this one.
   # The excluded paths are Debian's slim images': about a third of the size. They hold for later installations too.
   # The sources name this host's mirror, so they do not stay.
+  # shellcheck disable=SC2016 # mmdebstrap's own $1, the new root
   APT_CONFIG="$folder/apt.conf" mmdebstrap --quiet --variant=apt --format=tar \
     --include=ca-certificates \
     --dpkgopt='path-exclude=/usr/share/doc/*' \
