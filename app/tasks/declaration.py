@@ -27,6 +27,9 @@ DECLARED_TASKS = "__whalefall_tasks__"
 _NAME = re.compile(r"[^\W_][\w.-]{0,99}")
 _RUN = "run"
 
+# "constants": an infinity inside an unannotated value shall be refused, not stored as null.
+_CONFIG = ConfigDict(allow_inf_nan=False, ser_json_inf_nan="constants")
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -264,7 +267,7 @@ def _without_metadata(annotation: Any) -> Any:
 def _adapter(task_name: str, parameter_name: str, annotation: Any) -> TypeAdapter[Any]:
     try:
         try:
-            return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+            return TypeAdapter(annotation, config=_CONFIG)
         except PydanticUserError as error:
             if error.code != "type-adapter-config-unused":
                 raise
