@@ -103,7 +103,7 @@ def active_counts(connection: Connection, job_id: str | None = None) -> dict[str
     query = select(runs.c.job_id, func.count()).where(IS_ACTIVE).group_by(runs.c.job_id)
     if job_id is not None:
         query = query.where(runs.c.job_id == job_id)
-    return dict(connection.execute(query).tuples().all())
+    return {job: count for job, count in connection.execute(query)}  # noqa: C416 - a Row is no pair to mypy
 
 
 def insert_runs(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[Ticket]:

@@ -6,18 +6,23 @@ import threading
 _lock = threading.Lock()
 _last = 0
 
+_WINDOW = 1000 << 12
+"""A second: a clock that is set back by more is followed, or ids would lie in the future until a restart."""
+
 
 def new_run_id(at_us: int) -> str:
     """A run id of 32 hex digits for a claim at `at_us` microseconds since the epoch.
 
-    Ids made in one process rise strictly: what RFC 9562 calls rand_a holds the fraction of the millisecond
-    (its method 3), counted up where two ids fall into the same one.
+    Ids made in one process rise strictly while its clock does: what RFC 9562 calls rand_a holds the fraction of
+    the millisecond (its method 3), counted up where two ids fall into the same one.
     """
     global _last  # noqa: PLW0603 - the counter is what makes ids of one process rise
     milliseconds, rest = divmod(at_us, 1000)
     stamp = milliseconds << 12 | rest * 4096 // 1000
     with _lock:
-        _last = stamp = max(stamp, _last + 1)
+        if _last - _WINDOW < stamp <= _last:
+            stamp = _last + 1
+        _last = stamp
     return _compose(stamp, secrets.randbits(62))
 
 
