@@ -18,17 +18,20 @@ from typing import Any, TypeVar
 import click
 from flask import Flask
 from flask.cli import AppGroup
-from flask_babel import force_locale
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.engines import DamagedDatabase
-from app.default_jobs import load_default_jobs
+from app.default_jobs import DefaultJobsError, load_default_jobs
 from app.errors import DomainError
-from app.i18n import translate_error
+from app.i18n import english
 from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.runtime import Runtime, current_runtime
 from app.services.operations import backups, exports, history, set_aside, store_state
 from app.services.operations.failure import OperationFailed
+from app.services.operations.store_files import STORE_NAMES, StoreName
+
+DAMAGED = 3
+"""Exit code of `flask db check` that tells a finding from a failure of the command itself."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -53,12 +56,11 @@ def one_line_errors(command: _F) -> _F:
         try:
             return command(*args, **kwargs)
         except DomainError as error:
-            with force_locale("en"):
-                raise click.ClickException(_one_line(translate_error(error))) from error
+            raise click.ClickException(_one_line(english(error.message, error.params))) from error
         except SQLAlchemyError as error:
             cause = getattr(error, "orig", None) or error
             raise click.ClickException(_one_line(f"the database cannot be used: {cause}")) from error
-        except (OperationFailed, DamagedDatabase, sqlite3.Error, OSError) as error:
+        except (OperationFailed, DefaultJobsError, DamagedDatabase, sqlite3.Error, OSError) as error:
             raise click.ClickException(_one_line(str(error))) from error
 
     return guarded  # type: ignore[return-value]
@@ -181,14 +183,19 @@ def verify(*, backup: str, as_json: bool) -> None:
 @jobs.command("set-aside")
 @click.option("--reason", default="manual", show_default=True, help="Goes into the note beside the file.")
 @click.option("--backup", help="The backup that was made of it before, for the note.")
+@dry_run_option
 @as_json
 @one_line_errors
-def set_aside_store(*, reason: str, backup: str | None, as_json: bool) -> None:
+def set_aside_store(*, reason: str, backup: str | None, dry_run: bool, as_json: bool) -> None:
     """Move the job store, with its -wal and -shm, to userdata/backups/aside-*/.
 
-    Refused while any process has it open. The next start makes a fresh store.
+    Refused while any process has it open, and where no scheduler would make a fresh one at the next start.
     """
     runtime = current_runtime()
+    if dry_run:
+        file = set_aside.check_can_be_set_aside(runtime.settings)
+        click.echo(json.dumps({"file": str(file)}) if as_json else file)
+        return
     runtime.jobstore.dispose()  # a connection of this very process would hide the others' locks
     aside = set_aside.set_aside(runtime.settings, reason=reason, backup=backup)
     if as_json:
@@ -252,22 +259,24 @@ def wait_defaults(*, timeout_s: float, as_json: bool) -> None:
 
 
 @db.command()
+@click.option("--store", type=click.Choice(STORE_NAMES), help="Only this one; both when left out.")
 @as_json
 @one_line_errors
-def check(*, as_json: bool) -> None:
-    """Open both databases and run integrity_check. Exit code 1 when one of them is damaged or missing."""
-    states = store_state.check_databases(current_runtime().settings)
+def check(*, store: StoreName | None, as_json: bool) -> None:
+    """Open the databases and run integrity_check. Exit code 3 when one of them is damaged or missing."""
+    states = store_state.check_databases(current_runtime().settings, (store,) if store else STORE_NAMES)
     if as_json:
         _print_json([state.as_json() for state in states])
     else:
         for state in states:
-            click.echo(f"{state.store}: {state.file}: {state.problem or 'ok'} (schema {state.schema_version or '-'})")
+            finding = state.problem or f"ok, schema {state.schema_version or '-'}"
+            click.echo(f"{state.store}: {state.file}: {finding}")
     if any(state.problem for state in states):
-        sys.exit(1)
+        sys.exit(DAMAGED)
 
 
 def _defaults(runtime: Runtime) -> Any:
-    return load_default_jobs(runtime.settings)
+    return load_default_jobs(runtime.settings, runtime.tasks)
 
 
 def _print_backup(made: backups.Backup, as_json: bool) -> None:

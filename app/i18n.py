@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from babel.support import Translations
 from flask import Flask, has_request_context, request
 from flask_babel import Babel, get_locale, gettext
 
@@ -44,6 +45,12 @@ def current_language() -> str:
 def translate(message: str, params: Mapping[str, Any] | None = None) -> str:
     """A message id in the reader's language, its `%(name)s` placeholders filled."""
     text: str = gettext(message)
+    return text % params if params else text
+
+
+def english(message: str, params: Mapping[str, Any] | None = None) -> str:
+    """A message id in English: for command lines and start errors, which are English whoever reads them."""
+    text: str = Translations.load(str(TRANSLATIONS_FOLDER), ["en"]).gettext(message)
     return text % params if params else text
 
 

@@ -16,17 +16,29 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticError
 
-from app.db.jobstore_tables import JOB_ID_LENGTH
 from app.errors import ValidationError
+from app.i18n import english
+from app.job_fields import (
+    Executor,
+    JobDescription,
+    JobId,
+    JobName,
+    Kwargs,
+    MaxInstances,
+    MisfireGraceTime,
+    Priority,
+    RetryOnLoss,
+    TaskName,
+)
 from app.ledger import Job, Ledger, NewJob
-from app.ledger.jobs import EXECUTORS, SETTINGS
+from app.ledger.jobs import SETTINGS
 from app.ledger.together import together
 from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.runtime import Runtime
 from app.services.operations.failure import OperationFailed
 from app.services.operations.store_files import stamp, utc_now, write_whole
 from app.settings import Settings
-from app.triggers import build_trigger
+from app.triggers import TRIGGER_FIELDS, parse_trigger
 from app.version import VERSION
 
 EXPORT_FORMAT = 1
@@ -47,29 +59,35 @@ class _Document(BaseModel):
 class DefaultJobChange(_Document):
     """What the API changed on one job of the defaults file; what is left out stays as the file says."""
 
-    id: str = Field(min_length=1, max_length=JOB_ID_LENGTH)
+    id: JobId
     trigger: dict[str, Any] | None = None
     is_paused: bool | None = None
     is_enabled: bool | None = None
 
 
-class OwnJob(_Document):
+class DeletedJob(_Document):
     """A user's own job in full; `misfire_grace_time` in seconds, `trigger` as the API's `trigger_spec`."""
 
-    id: str = Field(min_length=1, max_length=JOB_ID_LENGTH)
-    task: str = Field(min_length=1, max_length=255)
-    name: str = Field(default="", max_length=255)
-    description: str = ""
+    id: str  # a reload may have given it a longer one than a user could
+    task: TaskName
+    name: JobName = ""
+    description: JobDescription = ""
     trigger: dict[str, Any]
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    misfire_grace_time: int = Field(default=300, ge=1, le=2**31 - 1)
+    kwargs: Kwargs = {}
+    misfire_grace_time: MisfireGraceTime = 300
     coalesce: bool = True
-    max_instances: int = Field(default=1, ge=1, le=10)
-    priority: int = Field(default=0, ge=-(2**31), le=2**31 - 1)
-    executor: str = "default"
-    retry_on_loss: bool = False
+    max_instances: MaxInstances = 1
+    priority: Priority = 0
+    executor: Executor = "default"
+    retry_on_loss: RetryOnLoss = False
     is_enabled: bool = True
     is_paused: bool = False
+
+
+class OwnJob(DeletedJob):
+    """The same of a job that is to be applied."""
+
+    id: JobId
 
 
 class UnreadableJob(_Document):
@@ -88,8 +106,17 @@ class Export(_Document):
     reason: str
     default_jobs: list[DefaultJobChange] = Field(default_factory=list)
     own_jobs: list[OwnJob] = Field(default_factory=list)
-    deleted_own_jobs: list[OwnJob] = Field(default_factory=list)
+    deleted_own_jobs: list[DeletedJob] = Field(default_factory=list)
     unreadable_jobs: list[UnreadableJob] = Field(default_factory=list)
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Leaves moments as they are written: the trigger parser reads them, and JSON knows no others."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the name is PyYAML's
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -129,7 +156,7 @@ def read_export(path: Path) -> Export:
     except (OSError, UnicodeDecodeError) as error:
         raise OperationFailed(f"the export {path} cannot be read: {error}") from error
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_TextLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise OperationFailed(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
@@ -210,14 +237,17 @@ class _Edit:
 def _collect(ledger: Ledger, reason: str) -> Export:
     changed: list[DefaultJobChange] = []
     own: list[OwnJob] = []
-    deleted: list[OwnJob] = []
+    deleted: list[DeletedJob] = []
     unreadable: list[UnreadableJob] = []
     for reading in _all_jobs(ledger):
         job = reading.job
         if job.problem is not None and not (job.trigger and job.is_active):
             unreadable.append(UnreadableJob(id=job.id, problem=job.problem))
         elif job.source == "own":
-            (own if job.is_active else deleted).append(_own_job(job))
+            if job.is_active:
+                own.append(OwnJob.model_construct(**_definition(job)))
+            else:
+                deleted.append(DeletedJob.model_construct(**_definition(job)))
         elif job.overrides and job.is_active:
             changed.append(
                 DefaultJobChange(
@@ -243,10 +273,9 @@ def _all_jobs(ledger: Ledger) -> Sequence[Any]:
     return JobsRepository(ledger.engine).page(JobFilter(is_active=None))
 
 
-def _own_job(job: Job) -> OwnJob:
-    # Without validation: the export keeps what the store holds; applying it is where it is checked.
-    values = {name: getattr(job, name) for name in OwnJob.model_fields}
-    return OwnJob.model_construct(**values | {"trigger": dict(job.trigger), "kwargs": dict(job.kwargs)})
+def _definition(job: Job) -> dict[str, Any]:
+    # Put into models without validation: an export keeps what the store holds; applying it is where it is checked.
+    return {name: _plain(getattr(job, name)) for name in DeletedJob.model_fields}
 
 
 def _write(folder: Path, document: Export, reason: str) -> Path:
@@ -303,13 +332,13 @@ def _plan(runtime: Runtime, path: Path, export: Export, jobs: Mapping[str, Job])
     edits: list[_Edit] = []
     warnings: list[str] = []
     for change in export.default_jobs:
-        edits.append(_plan_default(path, change, jobs.get(change.id)))
+        edits.append(_plan_default(runtime, path, change, jobs.get(change.id)))
     for own in export.own_jobs:
         edits.append(_plan_own(runtime, path, own, jobs.get(own.id), warnings))
     return edits, warnings
 
 
-def _plan_default(path: Path, change: DefaultJobChange, job: Job | None) -> _Edit:
+def _plan_default(runtime: Runtime, path: Path, change: DefaultJobChange, job: Job | None) -> _Edit:
     if job is None or not job.is_active:
         raise OperationFailed(
             f"{path}: default_jobs: the store holds no job {change.id}; is it still in the defaults file?"
@@ -318,9 +347,9 @@ def _plan_default(path: Path, change: DefaultJobChange, job: Job | None) -> _Edi
         raise OperationFailed(f"{path}: default_jobs: {change.id} is a user's own job in this store")
     changes: dict[str, Any] = {}
     if change.trigger is not None:
-        _check_trigger(path, change.id, change.trigger)
-        if dict(job.trigger) != change.trigger:
-            changes["trigger"] = change.trigger
+        trigger = _checked_trigger(runtime, path, change.id, change.trigger)
+        if dict(job.trigger) != trigger:
+            changes["trigger"] = trigger
     if change.is_enabled is not None and change.is_enabled != job.is_enabled:
         changes["is_enabled"] = change.is_enabled
     pause = change.is_paused if change.is_paused not in (None, job.is_paused) else None
@@ -329,11 +358,7 @@ def _plan_default(path: Path, change: DefaultJobChange, job: Job | None) -> _Edi
 
 
 def _plan_own(runtime: Runtime, path: Path, own: OwnJob, job: Job | None, warnings: list[str]) -> _Edit:
-    _check_trigger(path, own.id, own.trigger)
-    if own.executor not in EXECUTORS:
-        raise OperationFailed(
-            f"{path}: job {own.id}: executor {own.executor!r} is not known; accepted: {', '.join(EXECUTORS)}"
-        )
+    trigger = _checked_trigger(runtime, path, own.id, own.trigger)
     if runtime.tasks.get(own.task) is None:
         warnings.append(f"job {own.id}: this installation has no task {own.task}; its runs will fail until it has")
         kwargs = own.kwargs
@@ -341,8 +366,9 @@ def _plan_own(runtime: Runtime, path: Path, own: OwnJob, job: Job | None, warnin
         try:
             kwargs = runtime.tasks.check_kwargs(own.task, own.kwargs)
         except ValidationError as error:
-            raise OperationFailed(f"{path}: job {own.id}: {error.field}: {error}") from error
+            raise _refused(path, f"job {own.id}", error) from error
     wanted = {name: getattr(own, name) for name in _OWN_SETTINGS} | {
+        "trigger": trigger,
         "kwargs": kwargs,
         "name": own.name or own.id,
     }
@@ -362,8 +388,32 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _check_trigger(path: Path, job_id: str, spec: dict[str, Any]) -> None:
+def _checked_trigger(runtime: Runtime, path: Path, job_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The trigger in its normal form, whatever a person's edit made of it."""
+    fields = {name: value for name, value in spec.items() if name != "type"}
     try:
-        build_trigger(spec)
-    except Exception as error:  # the spec is a person's edit: whatever is wrong with it, say where it stands
-        raise OperationFailed(f"{path}: job {job_id}: trigger: {' '.join(str(error).split())}") from error
+        for name, value in fields.items():
+            if name not in TRIGGER_FIELDS or name == "trigger_type":
+                raise ValidationError(field=name, value=value, accepted=sorted(TRIGGER_FIELDS - {"trigger_type"}))
+        parsed = parse_trigger(
+            {**fields, "trigger_type": spec.get("type")},
+            default_timezone=runtime.settings.scheduler_timezone,
+            allow_past=True,
+        )
+    except ValidationError as error:
+        raise _refused(path, f"job {job_id}: trigger", error) from error
+    for message, params in parsed.warnings:
+        raise OperationFailed(f"{path}: job {job_id}: trigger: {english(message, params)}")
+    return parsed.spec
+
+
+def _refused(path: Path, where: str, error: ValidationError) -> OperationFailed:
+    field = (error.field or "").replace("trigger_type", "type")
+    return OperationFailed(f"{path}: {where}: {field} holds {error.value!r}; accepted: {_accepted(error)}")
+
+
+def _accepted(error: ValidationError) -> str:
+    if isinstance(error.accepted, list):
+        return ", ".join(map(str, error.accepted))
+    message = error.accepted if isinstance(error.accepted, str) else error.message
+    return english(message, error.params)

@@ -66,13 +66,23 @@ class Aside:
         return _written(self.path, self.note.model_copy(update=changes))
 
 
+def check_can_be_set_aside(settings: Settings) -> Path:
+    """The job store's file, when the next start would make a new one; OperationFailed when not."""
+    if not settings.enable_scheduler:
+        raise OperationFailed(
+            "ENABLE_SCHEDULER is off here, so no scheduler would bring the default jobs back;"
+            " reset the job store where the scheduler runs"
+        )
+    return existing_store_file(settings, "jobstore")
+
+
 def set_aside(settings: Settings, *, reason: str, backup: str | None = None) -> Aside:
     """Moves the job store with its -wal and -shm into a new folder below `backups/`.
 
     Nothing is opened or copied, so that a damaged store is kept exactly as it is. OperationFailed, with
     nothing moved, while any process on this host has the store open. The caller has closed its own connections.
     """
-    file = existing_store_file(settings, "jobstore")
+    file = check_can_be_set_aside(settings)
     if is_open_elsewhere(file):
         raise OperationFailed(
             f"{file} is open in another process; stop every web and scheduler process that uses it,"

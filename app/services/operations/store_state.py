@@ -79,9 +79,9 @@ class DatabaseState:
         return asdict(self)
 
 
-def check_databases(settings: Settings) -> list[DatabaseState]:
-    """Runs `integrity_check` on both files, without changing anything; a problem is told, not raised."""
-    return [_check(settings, store) for store in STORE_NAMES]
+def check_databases(settings: Settings, stores: Sequence[StoreName] = STORE_NAMES) -> list[DatabaseState]:
+    """Runs `integrity_check` on the files, without changing anything; a problem is told, not raised."""
+    return [_check(settings, store) for store in stores]
 
 
 def _check(settings: Settings, store: StoreName) -> DatabaseState:
