@@ -11,10 +11,24 @@ from flask import Flask
 from app.i18n import current_language
 from app.pages.assets import serve_static, static_address
 from app.pages.board import node_health
-from app.pages.formats import last_line, milliseconds, relative_time_now, scheduler_time, short_count
+from app.pages.formats import (
+    breakable,
+    last_line,
+    milliseconds,
+    relative_time_now,
+    scheduler_time,
+    short_count,
+)
 from app.pages.job_words import cron_expression, element_key, job_state, schedule_words
 from app.pages.views import pages
-from app.pages.words import outcome_name, script_texts, state_choices, timeline_words
+from app.pages.words import (
+    creator_name,
+    outcome_name,
+    run_kind,
+    script_texts,
+    state_choices,
+    timeline_words,
+)
 
 
 def page_language() -> str:
@@ -26,12 +40,14 @@ def init_pages(app: Flask) -> None:
     """Bind the pages, their static files and what their templates use."""
     app.add_url_rule("/static/<path:filename>", endpoint="static", view_func=serve_static)
     app.jinja_env.globals.update(
+        creator_name=creator_name,
         cron_expression=cron_expression,
         element_key=element_key,
         job_state=job_state,
         node_health=node_health,
         outcome_name=outcome_name,
         page_language=page_language,
+        run_kind=run_kind,
         schedule_words=schedule_words,
         script_texts=script_texts,
         state_choices=state_choices,
@@ -39,6 +55,7 @@ def init_pages(app: Flask) -> None:
         timeline_words=timeline_words,
     )
     app.jinja_env.filters.update(
+        breakable=breakable,
         full_time=scheduler_time,
         last_line=last_line,
         milliseconds=milliseconds,

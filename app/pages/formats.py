@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from flask import g
 from flask_babel import gettext as _
+from markupsafe import Markup, escape
 
 from app.runtime import current_runtime
 
 DASH = "—"
+_BREAKS = re.compile(r"([_\-./])(?=\w)")
 
 
 def page_now() -> datetime:
@@ -69,6 +72,11 @@ def milliseconds(value: float | None) -> str:
     minutes, seconds = divmod(round(value / 1000), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def breakable(name: str) -> Markup:
+    """A long name that a narrow column may break behind its `_`, `-`, `.` and `/`."""
+    return Markup(_BREAKS.sub(r"\1<wbr>", str(escape(name))))  # noqa: S704 - escaped before
 
 
 def short_count(value: int, limit: int) -> str:

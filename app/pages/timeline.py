@@ -102,9 +102,7 @@ class Timeline:
         return len(self.lanes) * LANE_HEIGHT_PX
 
 
-def draw_timeline(
-    fires: Sequence[Fire], *, now: datetime, zone: ZoneInfo, lane_limit: int = LANE_LIMIT
-) -> Timeline:
+def draw_timeline(fires: Sequence[Fire], *, now: datetime, zone: ZoneInfo, lane_limit: int = LANE_LIMIT) -> Timeline:
     """The picture of `fires`, which come newest first; the span is the smallest of SPANS that holds them all."""
     oldest = min((_begin(fire) for fire in fires), default=now - SPANS[0])
     span = next((s for s in SPANS if now - oldest <= s), SPANS[-1])

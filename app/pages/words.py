@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask_babel import gettext as _
 
 from app.pages.timeline import Timeline
+from app.services.scheduler.run_views import RunView
 
 
 def outcome_name(outcome: str) -> str:
@@ -21,6 +22,16 @@ def outcome_name(outcome: str) -> str:
         "skipped": _("跳过"),
     }
     return str(names.get(outcome, outcome))
+
+
+def run_kind(run: RunView) -> str:
+    """Whether a run was due or asked for."""
+    return str(_("手动") if run.kind == "manual" else _("定时"))
+
+
+def creator_name(created_by: str) -> str:
+    """Who asked for a run: the ledger holds a user's id, or the name of the token."""
+    return str(_("用户 %(id)s", id=created_by)) if created_by.isdecimal() else created_by
 
 
 def state_choices() -> list[tuple[str, str]]:

@@ -67,9 +67,7 @@ def test_a_missed_moment_is_no_bar() -> None:
 
 
 def test_counts_are_of_moments_not_of_rows() -> None:
-    folded = Fired(
-        outcome="missed", started_at=None, count=40, scheduled_from=NOW - timedelta(minutes=50)
-    )
+    folded = Fired(outcome="missed", started_at=None, count=40, scheduled_from=NOW - timedelta(minutes=50))
     timeline = drawn(folded, Fired())
     assert timeline.outcomes == {"missed": 40, "success": 1}
     assert timeline.fires == 41

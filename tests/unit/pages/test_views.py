@@ -106,7 +106,15 @@ def test_english_pages_hold_no_chinese(
     add_node: Callable[..., None],
 ) -> None:
     add_job("one")
-    add_job("two", trigger={"type": "interval", "minutes": 5, "start_date": "2026-01-01T00:00:00+08:00", "timezone": "Asia/Shanghai"})
+    add_job(
+        "two",
+        trigger={
+            "type": "interval",
+            "minutes": 5,
+            "start_date": "2026-01-01T00:00:00+08:00",
+            "timezone": "Asia/Shanghai",
+        },
+    )
     run_id = add_run("one", outcome="failed", error="ValueError: no", log="text")
     for outcome in ("running", "missed", "lost", "skipped", "pending"):
         add_run("two", outcome=outcome)
@@ -256,9 +264,7 @@ def test_job_page_shows_settings_and_history(
     assert f'data-run="{run_id}" data-outcome="failed"' in page
 
 
-def test_history_comes_in_pages(
-    reader: FlaskClient, add_job: Callable[..., None], add_run: Callable[..., str]
-) -> None:
+def test_history_comes_in_pages(reader: FlaskClient, add_job: Callable[..., None], add_run: Callable[..., str]) -> None:
     add_job("busy")
     made = [add_run("busy") for _ in range(53)]
     page = reader.get("/scheduler/jobs/busy").text
