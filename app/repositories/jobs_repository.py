@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -12,7 +12,8 @@ from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select
 from app.db.clock import from_us, to_us
 from app.db.engines import read_transaction
 from app.db.jobstore_tables import jobs, runs
-from app.ledger import Job, job_from_row
+from app.ledger import Job
+from app.ledger.jobs import job_from_row
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _readings() -> Select[Any]:
     )
 
 
-def _reading(row: Mapping[str, Any]) -> JobReading:
+def _reading(row: Any) -> JobReading:
     started = row["last_started_at"]
     return JobReading(
         job=job_from_row(row, tolerant=True),
@@ -103,9 +104,7 @@ class JobsRepository:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def page(
-        self, wanted: JobFilter, *, limit: int | None = None, after: str | None = None
-    ) -> Sequence[JobReading]:
+    def page(self, wanted: JobFilter, *, limit: int | None = None, after: str | None = None) -> Sequence[JobReading]:
         """Up to `limit` jobs (None: all) by id, beginning behind the id `after`, in one query."""
         query = _readings().where(*wanted.conditions()).order_by(jobs.c.id)
         if after is not None:

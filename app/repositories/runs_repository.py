@@ -80,9 +80,7 @@ class RunsRepository:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def history(
-        self, job_id: str, wanted: RunFilter, *, limit: int, before: str | None = None
-    ) -> JobHistory | None:
+    def history(self, job_id: str, wanted: RunFilter, *, limit: int, before: str | None = None) -> JobHistory | None:
         """Up to `limit` runs of a job, deleted or not, older than the run `before`; None for no such job.
 
         One query: the job is the left side of the join, so that "no job" and "no runs" differ.
@@ -111,9 +109,7 @@ class RunsRepository:
         query = (
             select(*_RUN_COLUMNS, run_logs.c.log, jobs.c.trigger)
             .select_from(
-                runs.outerjoin(run_logs, run_logs.c.run_id == runs.c.run_id).outerjoin(
-                    jobs, jobs.c.id == runs.c.job_id
-                )
+                runs.outerjoin(run_logs, run_logs.c.run_id == runs.c.run_id).outerjoin(jobs, jobs.c.id == runs.c.job_id)
             )
             .where(runs.c.run_id == run_id)
         )
@@ -134,9 +130,7 @@ class RunsRepository:
     def alarming(self, since: datetime, *, limit: int) -> Sequence[Run]:
         """Rows since `since` that an operator wants to hear of, newest first."""
         floor = run_id_floor(to_us(since))
-        return self._read(
-            self._newest_first(limit).where(IS_ALARMING, runs.c.run_id >= floor)
-        )
+        return self._read(self._newest_first(limit).where(IS_ALARMING, runs.c.run_id >= floor))
 
     def outcome_counts(self, since: datetime) -> dict[str, int]:
         """Moments by outcome, of the rows claimed since `since`."""

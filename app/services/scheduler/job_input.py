@@ -5,74 +5,110 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import ValidationError as PydanticError
 
-from app.db.jobstore_tables import JOB_ID_LENGTH
+from app.errors import _N, ValidationError
+from app.job_fields import (
+    Executor,
+    JobDescription,
+    JobId,
+    JobName,
+    Kwargs,
+    MaxInstances,
+    MisfireGraceTime,
+    Priority,
+    RetryOnLoss,
+    TaskName,
+)
+from app.triggers import MAX_EXPRESSION_LENGTH, TRIGGER_TYPES
 
-JOB_ID_PATTERN = rf"^[^\W_][\w.:-]{{0,{JOB_ID_LENGTH - 1}}}$"
 NESTING_LIMIT = 32
-LONGEST_GRACE_S = 366 * 86400
-PRIORITY_LIMIT = 1000
 PREVIEW_LIMIT = 100
 
-JobId = Annotated[
-    str,
-    Field(
-        pattern=JOB_ID_PATTERN,
-        max_length=JOB_ID_LENGTH,
-        description="Letters, digits, '_', '.', ':' and '-', beginning with a letter or digit",
+
+# Fields that the trigger parser checks; their schemas are for readers of the API's description.
+_TriggerType = Annotated[Any, WithJsonSchema({"type": "string", "enum": list(TRIGGER_TYPES)})]
+_Expression = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "type": ["string", "null"],
+            "maxLength": MAX_EXPRESSION_LENGTH,
+            "description": "5, 6 or 7 parts; single fields win over its parts",
+        }
     ),
 ]
+_CronField = Annotated[
+    Any,
+    WithJsonSchema({"type": ["string", "integer", "null"], "description": "Cron field; empty counts as not given"}),
+]
+_Amount = Annotated[
+    Any,
+    WithJsonSchema({"type": ["number", "string", "null"], "description": "Zero or empty counts as not given"}),
+]
+_Moment = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "type": ["string", "null"],
+            "description": "ISO 8601; read in the trigger's zone without an offset",
+        }
+    ),
+]
+_Zone = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "type": ["string", "null"],
+            "description": "Name of a time zone; the scheduler's own when missing or unknown",
+        }
+    ),
+]
+_Jitter = Annotated[Any, WithJsonSchema({"type": ["number", "string", "null"], "description": "Seconds"})]
 
 
-def _checked_later(*types: str, description: str, **schema: Any) -> Any:
-    """A field that the trigger parser checks; the schema is for readers of the API's description."""
-    return Annotated[Any, WithJsonSchema({"type": list(types), "description": description, **schema})]
+def _require_trigger_type(schema: dict[str, Any]) -> None:
+    schema["required"] = sorted({*schema.get("required", ()), "trigger_type"})
 
-
-_CRON = _checked_later("string", "integer", "null", description="Cron field; empty counts as not given")
-_AMOUNT = _checked_later("number", "string", "null", description="Zero or empty counts as not given")
-_MOMENT = _checked_later("string", "null", description="ISO 8601; read in the trigger's zone without an offset")
 
 class TriggerInput(BaseModel):
     """A whole trigger: its type, and the fields of that type beside it."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_require_trigger_type)
 
-    trigger_type: Literal["cron", "interval", "date"]
-    timezone: _checked_later(
-        "string", "null", description="Name of a time zone; the scheduler's own when missing or unknown"
-    ) = None
-    start_date: _MOMENT = None
-    end_date: _MOMENT = None
-    jitter: _checked_later("number", "string", "null", description="Seconds") = None
-    cron_expression: _checked_later(
-        "string", "null", description="5, 6 or 7 parts; single fields win over its parts", maxLength=256
-    ) = None
-    cron_second: _CRON = None
-    second: _CRON = None
-    cron_minute: _CRON = None
-    minute: _CRON = None
-    cron_hour: _CRON = None
-    hour: _CRON = None
-    cron_day: _CRON = None
-    day: _CRON = None
-    cron_month: _CRON = None
-    month: _CRON = None
-    week: _CRON = None
-    cron_weekday: _CRON = None
-    cron_day_of_week: _CRON = None
-    day_of_week: _CRON = None
-    weekday: _CRON = None
-    year: _CRON = None
-    weeks: _AMOUNT = None
-    days: _AMOUNT = None
-    hours: _AMOUNT = None
-    minutes: _AMOUNT = None
-    seconds: _AMOUNT = None
-    run_date: _MOMENT = None
+    trigger_type: _TriggerType = None
+    timezone: _Zone = None
+    start_date: _Moment = None
+    end_date: _Moment = None
+    jitter: _Jitter = None
+    cron_expression: _Expression = None
+    cron_second: _CronField = None
+    second: _CronField = None
+    cron_minute: _CronField = None
+    minute: _CronField = None
+    cron_hour: _CronField = None
+    hour: _CronField = None
+    cron_day: _CronField = None
+    day: _CronField = None
+    cron_month: _CronField = None
+    month: _CronField = None
+    week: _CronField = None
+    cron_week: _CronField = None
+    cron_weekday: _CronField = None
+    cron_day_of_week: _CronField = None
+    day_of_week: _CronField = None
+    weekday: _CronField = None
+    year: _CronField = None
+    cron_year: _CronField = None
+    weeks: _Amount = None
+    days: _Amount = None
+    hours: _Amount = None
+    minutes: _Amount = None
+    seconds: _Amount = None
+    run_date: _Moment = None
 
     @model_validator(mode="before")
     @classmethod
@@ -90,19 +126,15 @@ class TriggerInput(BaseModel):
 class JobSettings(TriggerInput):
     """A trigger with the fields of a job. What is left out keeps its value, or takes its default in a new job."""
 
-    name: Annotated[str, Field(max_length=255)] = ""
-    description: Annotated[str, Field(max_length=4000)] = ""
-    kwargs: Annotated[dict[str, Any], Field(description="Checked against the task's typed parameters")] = {}
-    misfire_grace_time: Annotated[int, Field(ge=1, le=LONGEST_GRACE_S, description="Seconds")] = 300
+    name: JobName = ""
+    description: JobDescription = ""
+    kwargs: Kwargs = {}
+    misfire_grace_time: MisfireGraceTime = 300
     coalesce: bool = True
-    max_instances: Annotated[
-        int, Field(ge=1, le=10, description="Runs at the same time, over the whole cluster")
-    ] = 1
-    priority: Annotated[
-        int, Field(ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT, description="Higher runs first")
-    ] = 0
-    executor: Literal["default", "process", "celery"] = "default"
-    retry_on_loss: Annotated[bool, Field(description="Run again when the process of a run died")] = False
+    max_instances: MaxInstances = 1
+    priority: Priority = 0
+    executor: Executor = "default"
+    retry_on_loss: RetryOnLoss = False
     is_enabled: bool = True
 
     def job_fields(self) -> dict[str, Any]:
@@ -115,13 +147,13 @@ class NewJobInput(JobSettings):
     """A job of the user's own."""
 
     id: JobId | None = Field(default=None, description="Made from the task's name when left out")
-    task: Annotated[str, Field(min_length=1, max_length=255, description="Name of a registered task")]
+    task: TaskName
 
 
 class JobChangeInput(JobSettings):
     """A change: the whole trigger, and, of an own job, any other field."""
 
-    task: Annotated[str, Field(min_length=1, max_length=255, description="Name of a registered task")] = ""
+    task: TaskName = ""
 
 
 class TriggerPreviewInput(TriggerInput):
@@ -131,6 +163,26 @@ class TriggerPreviewInput(TriggerInput):
     after: Annotated[
         AwareDatetime | None, Field(strict=False, description="Fire times after this moment; now when left out")
     ] = None
+
+
+Input = TypeVar("Input", bound=TriggerInput)
+
+
+def checked(kind: type[Input], payload: Mapping[str, Any] | TriggerInput) -> Input:
+    """`payload` as `kind`; ValidationError names the first field that does not fit."""
+    if isinstance(payload, kind):
+        return payload
+    if not isinstance(payload, Mapping) or not payload:
+        raise ValidationError(_N("请求体必须是非空的 JSON 对象"))
+    try:
+        return kind.model_validate(payload)
+    except PydanticError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise ValidationError(
+            field=".".join(str(part) for part in first["loc"]) or None,
+            value=None if first["type"] == "missing" else first["input"],
+            accepted=first["msg"],
+        ) from error
 
 
 def _refuse_what_no_store_keeps(value: Any, depth: int = 0) -> None:
@@ -151,4 +203,3 @@ def _refuse_what_no_store_keeps(value: Any, depth: int = 0) -> None:
     elif isinstance(value, list):
         for inner in value:
             _refuse_what_no_store_keeps(inner, depth + 1)
-

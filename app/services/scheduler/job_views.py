@@ -40,7 +40,7 @@ EDITABLE_FIELDS: Mapping[str, tuple[str, ...]] = {
 class SchedulerJobListItem(BaseModel):
     """A job in a list. Times are in the job's zone."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     task_id: str = Field(description="Name of the registered task that the job runs")
@@ -99,19 +99,18 @@ def job_zone(spec: Mapping[str, Any], default: str) -> ZoneInfo:
     return ZoneInfo("UTC")
 
 
-def job_list_item(reading: JobReading, runtime: Runtime) -> SchedulerJobListItem:
-    """The list item of a stored job."""
-    return SchedulerJobListItem.model_construct(**_fields(reading, runtime))
+def job_list_item(reading: JobReading, runtime: Runtime, language: str = "zh") -> SchedulerJobListItem:
+    """The list item of a stored job, its description of the trigger in `language`."""
+    return SchedulerJobListItem.model_construct(**_fields(reading, runtime, language))
 
 
-def job_detail(reading: JobReading, runtime: Runtime) -> SchedulerJobDetail:
-    """The detail of a stored job."""
-    return SchedulerJobDetail.model_construct(
-        **_fields(reading, runtime), trigger=_written(reading.job.trigger)
-    )
+def job_detail(reading: JobReading, runtime: Runtime, language: str = "zh") -> SchedulerJobDetail:
+    """The detail of a stored job, its description of the trigger in `language`."""
+    written = _written(dict(reading.job.trigger))
+    return SchedulerJobDetail.model_construct(**_fields(reading, runtime, language), trigger=written)
 
 
-def _fields(reading: JobReading, runtime: Runtime) -> dict[str, Any]:
+def _fields(reading: JobReading, runtime: Runtime, language: str) -> dict[str, Any]:
     job = reading.job
     zone = job_zone(job.trigger, runtime.settings.scheduler_timezone)
     task = runtime.tasks.get(job.task)
@@ -119,7 +118,7 @@ def _fields(reading: JobReading, runtime: Runtime) -> dict[str, Any]:
     def local(moment: datetime | None) -> datetime | None:
         return None if moment is None else moment.astimezone(zone)
 
-    kind, args = _trigger(job.trigger)
+    kind, args = _trigger(dict(job.trigger), language)
     return {
         "id": job.id,
         "task_id": job.task,
@@ -161,14 +160,14 @@ def _fields(reading: JobReading, runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def _trigger(spec: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+def _trigger(spec: dict[str, Any], language: str) -> tuple[str, dict[str, str]]:
     try:
-        return trigger_type(spec), trigger_args(spec)
+        return trigger_type(spec), trigger_args(spec, language)
     except (LookupError, TypeError, ValueError):  # the row is set aside; `problem` says why
         return str(spec.get("type", "")), {"description": ""}
 
 
-def _written(spec: Mapping[str, Any]) -> str:
+def _written(spec: dict[str, Any]) -> str:
     try:
         return str(build_trigger(spec))
     except (LookupError, TypeError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +15,7 @@ class RunView(BaseModel):
     """One row of the ledger. `count` moments from `scheduled_from` to `scheduled_for` share it when it stands
     for more than one. Durations are milliseconds."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str
     job_id: str
@@ -59,7 +60,7 @@ def run_detail(run: Run, log: str, zone: ZoneInfo) -> RunDetail:
     return RunDetail.model_construct(**_fields(run, zone), log=log)
 
 
-def _fields(run: Run, zone: ZoneInfo) -> dict[str, object]:
+def _fields(run: Run, zone: ZoneInfo) -> dict[str, Any]:
     def local(moment: datetime | None) -> datetime | None:
         return None if moment is None else moment.astimezone(zone)
 

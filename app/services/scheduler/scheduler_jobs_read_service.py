@@ -27,28 +27,25 @@ class JobPage:
 class SchedulerJobsReadService:
     """Reads jobs from the store, in whatever process: no scheduler is asked."""
 
-    def __init__(self, runtime: Runtime | None = None) -> None:
+    def __init__(self, runtime: Runtime | None = None, *, language: str = "zh") -> None:
         self._runtime = runtime or current_runtime()
+        self._language = language  # that triggers are described in: zh or en
         self._jobs = JobsRepository(self._runtime.jobstore)
 
     def list_jobs(self, wanted: JobFilter | None = None) -> list[SchedulerJobListItem]:
         """All jobs that `wanted` asks for, sorted by id; all that are not deleted without it."""
         return self.page(wanted).items
 
-    def page(
-        self, wanted: JobFilter | None = None, *, limit: int | None = None, cursor: str | None = None
-    ) -> JobPage:
+    def page(self, wanted: JobFilter | None = None, *, limit: int | None = None, cursor: str | None = None) -> JobPage:
         """Up to `limit` jobs (None: all) behind the cursor, in one query.
 
         ServiceUnavailable or InternalError when the store fails.
         """
         with store_failures(_N("获取任务列表失败")):
-            readings = self._jobs.page(
-                wanted or JobFilter(), limit=None if limit is None else limit + 1, after=cursor
-            )
+            readings = self._jobs.page(wanted or JobFilter(), limit=None if limit is None else limit + 1, after=cursor)
         shown = readings if limit is None else readings[:limit]
         return JobPage(
-            items=[job_list_item(reading, self._runtime) for reading in shown],
+            items=[job_list_item(reading, self._runtime, self._language) for reading in shown],
             next_cursor=shown[-1].job.id if len(readings) > len(shown) else None,
         )
 
@@ -58,4 +55,4 @@ class SchedulerJobsReadService:
             reading = self._jobs.get(job_id)
         if reading is None:
             raise NotFound(_N("任务不存在"))
-        return job_detail(reading, self._runtime)
+        return job_detail(reading, self._runtime, self._language)

@@ -15,6 +15,7 @@ from app.ledger import Node
 from app.repositories.jobs_repository import JobsRepository
 from app.repositories.runs_repository import RunsRepository
 from app.runtime import Runtime, current_runtime
+from app.services.health_service import HEARTBEAT_FRESH_S
 from app.services.scheduler.job_views import SchedulerJobListItem, job_list_item
 from app.services.scheduler.run_views import RunView, run_view
 from app.services.scheduler.store_failures import store_failures
@@ -23,8 +24,6 @@ WINDOW = timedelta(hours=1)
 """What lateness and counters look back on."""
 LATENESS_SAMPLE = 1000
 """Lateness is told of at most so many of the newest runs, so that a busy hour costs no more than a quiet one."""
-SILENT_AFTER = timedelta(seconds=10)
-"""A node whose last heartbeat is older does not count as alive: it sends one a second."""
 OVERDUE_AFTER = timedelta(seconds=3)
 """A due job that nobody has claimed for so long is called late: a scheduler looks once a second."""
 ALARMS_SINCE = timedelta(days=1)
@@ -98,8 +97,9 @@ class SchedulerDashboard(BaseModel):
 class SchedulerStatusReadService:
     """Reads the state of all schedulers from the store, in whatever process."""
 
-    def __init__(self, runtime: Runtime | None = None) -> None:
+    def __init__(self, runtime: Runtime | None = None, *, language: str = "zh") -> None:
         self._runtime = runtime or current_runtime()
+        self._language = language  # that triggers are described in: zh or en
         self._jobs = JobsRepository(self._runtime.jobstore)
         self._runs = RunsRepository(self._runtime.jobstore)
 
@@ -125,8 +125,8 @@ class SchedulerStatusReadService:
             status=status,
             running=[run_view(run, zone) for run in active],
             alarms=[run_view(run, zone) for run in alarming],
-            late=[job_list_item(reading, self._runtime) for reading in overdue],
-            upcoming=[job_list_item(reading, self._runtime) for reading in following],
+            late=[job_list_item(reading, self._runtime, self._language) for reading in overdue],
+            upcoming=[job_list_item(reading, self._runtime, self._language) for reading in following],
             recent=[run_view(run, zone) for run in newest],
         )
 
@@ -160,7 +160,7 @@ class SchedulerStatusReadService:
             name=node.name,
             version=node.version,
             state=node.state,
-            is_alive=node.state in ("running", "stopping") and age < SILENT_AFTER,
+            is_alive=node.state in ("running", "stopping") and age.total_seconds() <= HEARTBEAT_FRESH_S,
             started_at=node.started_at.astimezone(self._zone),
             heartbeat_at=node.heartbeat_at.astimezone(self._zone),
             heartbeat_age_s=round(age.total_seconds(), 3),

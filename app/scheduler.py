@@ -1,0 +1,129 @@
+"""This process's scheduler: whether it runs one, its start and stop, and the default jobs that it loads."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from functools import partial
+
+from flask import Flask, has_app_context
+from sqlalchemy import Engine, inspect
+
+from app.default_jobs import load_default_jobs
+from app.ledger import Ending, LedgerScheduler, ReloadReport, Ticket, execute
+from app.runtime import Runtime, current_runtime, runtime_of
+from app.settings import Settings
+from app.tasks import BUILTIN_TASK_IDS
+from app.version import VERSION
+
+__all__ = ["BUILTIN_TASK_IDS", "get_scheduler", "start_scheduler", "stop_scheduler"]
+
+OLD_STORE_TABLE = "apscheduler_jobs"
+"""APScheduler's own table, where the app before this one kept its jobs, pickled."""
+
+logger = logging.getLogger(__name__)
+
+_process_runtime: Runtime | None = None
+"""The runtime whose scheduler runs in this process: for whoever asks outside an application context."""
+
+
+def get_scheduler() -> LedgerScheduler | None:
+    """The scheduler of the current app, or, outside its context, of this process; None where none runs."""
+    runtime = current_runtime() if has_app_context() else _process_runtime
+    return None if runtime is None else runtime.scheduler
+
+
+def _should_start_scheduler(settings: Settings | None = None) -> bool:
+    """Whether this process runs a scheduler: not when ENABLE_SCHEDULER says no, not under a `flask` command,
+    not in the parent of Flask's reloader; its child, which serves the requests, does."""
+    settings = settings or Settings.load()
+    if not settings.enable_scheduler:
+        return False
+    # `flask run` starts the reloader, so its parent is a flask command like any other.
+    return settings.werkzeug_run_main or not settings.flask_run_from_cli
+
+
+def start_scheduler(app: Flask) -> LedgerScheduler:
+    """Loads the default jobs and starts the scheduler of `app`; it stops with the process.
+
+    Raises DefaultJobsError for an invalid file, and what the store raises: a process that should run a
+    scheduler and cannot must not go on without.
+    """
+    global _process_runtime  # noqa: PLW0603 - a process has one scheduler
+    runtime = runtime_of(app)
+    settings = runtime.settings
+    _report_old_store(runtime.jobstore)
+    report = runtime.ledger.load_defaults(load_default_jobs(settings, runtime.tasks))
+    logger.info("default jobs: %s added, %s updated, %s kept", len(report.added), len(report.updated), len(report.kept))
+    for job_id in report.unknown:
+        logger.warning("job %s is no longer in %s; it stays until a reload", job_id, settings.scheduler_tasks_file)
+    scheduler = LedgerScheduler(
+        runtime.ledger,
+        resolve=runtime.tasks.get,
+        context=app.app_context,
+        node_name=settings.node_name,
+        version=VERSION,
+        timezone=settings.scheduler_timezone,
+        threads=settings.scheduler_threads,
+        processes=os.cpu_count() or 1,
+        lost_after_s=settings.lost_after_s,
+        locks_dir=settings.userdata_dir / "locks",
+        prepare_child=partial(_prepare_child, settings),
+        run_in_child=_run_in_child,
+    )
+    scheduler.start()
+    runtime.scheduler = scheduler
+    _process_runtime = runtime
+    atexit.register(stop_scheduler)
+    return scheduler
+
+
+def stop_scheduler() -> None:
+    """The orderly stop of this process's scheduler: drains up to DRAIN_SECONDS. Does nothing where none runs."""
+    global _process_runtime
+    runtime, _process_runtime = _process_runtime, None
+    if runtime is None or runtime.scheduler is None:
+        return
+    atexit.unregister(stop_scheduler)
+    scheduler, runtime.scheduler = runtime.scheduler, None
+    if not scheduler.stop(runtime.settings.drain_s):
+        logger.warning("some runs did not end within %s s and are called lost", runtime.settings.drain_s)
+
+
+def _reload_all_jobs(runtime: Runtime | None = None, by: str = "system") -> ReloadReport:
+    """Deletes every job and registers the default jobs anew; DefaultJobsError, and no change, for an invalid
+    file."""
+    runtime = runtime or current_runtime()
+    return runtime.ledger.reload_defaults(load_default_jobs(runtime.settings, runtime.tasks), by)
+
+
+def _report_old_store(jobstore: Engine) -> None:
+    if inspect(jobstore).has_table(OLD_STORE_TABLE):
+        logger.warning(
+            "the job store holds the table %s of an older app: it is left as it is, its jobs do not run here; "
+            "name the tasks you need in SCHEDULER_TASKS_FILE",
+            OLD_STORE_TABLE,
+        )
+
+
+# In a child process of the executor `process`
+
+_child_app: Flask | None = None
+
+
+def _prepare_child(settings: Settings) -> None:
+    """Builds the app of a child process, which runs tasks and nothing else."""
+    global _child_app  # noqa: PLW0603 - a pool's process keeps its app over many runs
+    from app import create_app  # noqa: PLC0415 - create_app starts the scheduler, so it imports this module
+
+    _child_app = create_app(settings, init_scheduler_on_start=False)
+
+
+def _run_in_child(ticket: Ticket) -> Ending:
+    """Runs a started run in a child process."""
+    app = _child_app
+    if app is None:
+        raise RuntimeError("the process was not prepared")
+    runtime = runtime_of(app)
+    return execute(ticket, node=runtime.settings.node_name, resolve=runtime.tasks.get, context=app.app_context)
