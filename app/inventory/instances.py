@@ -16,12 +16,13 @@ instances:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic import ValidationError as PydanticError
 
 from app.inventory.readings import InstanceError
@@ -39,7 +40,16 @@ def _beside_file(value: Any, info: Any) -> Any:
 
 
 _FilePath = Annotated[Path, BeforeValidator(_beside_file)]
-_Name = Annotated[str, Field(pattern=r"^[^\s=\"']{1,100}$")]
+
+
+def _one_word(value: str) -> str:
+    # It stands in `instance=NAME` of the reports.
+    if not re.fullmatch(r"[^\s=\"']{1,100}", value):
+        raise ValueError("expected 1 to 100 characters without blanks, quotes and =")
+    return value
+
+
+_Name = Annotated[str, AfterValidator(_one_word)]
 
 
 class _Instance(BaseModel):
@@ -129,9 +139,13 @@ class _InstancesFile:
             self._root = yaml.compose(text, yaml.SafeLoader)
             self._data = yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
-            # Not str(error): it quotes the line, which may hold a password.
+            # Not str(error): it quotes the line, which may hold a password. The name of an alias or a tag may
+            # be one as well, when it was written without quotes.
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise InstancesFileError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+            problem = error.problem
+            if isinstance(error, (yaml.composer.ComposerError, yaml.constructor.ConstructorError)):
+                problem = "a value that begins with *, & or ! needs quotes"
+            raise InstancesFileError(f"{path}:{line}: not valid YAML: {problem}") from None
         except (yaml.YAMLError, ValueError) as error:
             raise InstancesFileError(f"{path}: not valid YAML: {type(error).__name__}") from None
 
