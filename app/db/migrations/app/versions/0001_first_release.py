@@ -2,6 +2,7 @@
 
 from alembic import op
 
+from app.db import account_tables, inventory_tables  # noqa: F401 - their tables join the metadata
 from app.db.metadata import app_metadata
 
 revision = "0001"
