@@ -49,6 +49,7 @@ from app.errors import (
     answer_for,
 )
 from app.i18n import translate_error
+from app.input_errors import refused_input
 
 API_PREFIX = "/api/"
 
@@ -86,29 +87,14 @@ def _on_domain_error(failure: DomainError) -> Response:
 
 
 def _on_input_error(error: HTTPError) -> Response:
-    """APIFlask's refusal of input that a route declared."""
-    if error.status_code != 400:
-        return _answer(ValidationError(), status=error.status_code)
-    where = error.detail.get(next(iter(error.detail), ""), {}) if isinstance(error.detail, dict) else {}
-    name = next(iter(where), None) if isinstance(where, dict) else None
-    reasons = where.get(name) if isinstance(where, dict) and name is not None else None
-    return _answer(
-        ValidationError(
-            field=None if name is None else str(name),
-            accepted=reasons[0] if isinstance(reasons, list) and reasons else None,
-        )
-    )
+    """APIFlask's refusal: of input that a route declared it keeps the reason as the cause."""
+    if isinstance(error.__cause__, pydantic.ValidationError):
+        return _on_pydantic_error(error.__cause__)
+    return _answer(ValidationError(), status=error.status_code)
 
 
 def _on_pydantic_error(error: pydantic.ValidationError) -> Response:
-    first = error.errors(include_url=False, include_context=False)[0]
-    return _answer(
-        ValidationError(
-            field=".".join(str(part) for part in first["loc"]),
-            value=None if first["type"] == "missing" else first["input"],
-            accepted=first["msg"],
-        )
-    )
+    return _answer(refused_input(error))
 
 
 def _on_http_exception(error: HTTPException) -> Response:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 from apiflask import APIBlueprint, APIFlask
 from flask import Response, request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import SkipJsonSchema, models_json_schema
 
 from app.api.v1.auth import require
 from app.api.v1.envelope import success
@@ -77,21 +77,30 @@ Limit = Annotated[int, Field(ge=1, le=PAGE_LIMIT)]
 Outcome = Literal["pending", "running", "success", "failed", "lost", "cancelled", "missed", "coalesced", "skipped"]
 
 
+def _without_null(schema: dict[str, Any]) -> None:
+    # An option that is left out has no value; null is what Python calls it.
+    for option in schema["properties"].values():
+        if option.get("default", "") is None:
+            del option["default"]
+
+
 class _Query(BaseModel):
     # A filter that is misspelt and silently ignored would show what was not asked for.
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_without_null)
 
 
 class JobsQuery(_Query):
     """Which jobs to list."""
 
-    limit: Limit | None = Field(default=None, description="All when left out")
-    cursor: Text | None = Field(default=None, description="meta.next_cursor of the page before")
-    state: Literal["STATE_RUNNING", "STATE_PAUSED"] | None = None
-    task: Text | None = Field(default=None, description="Name of a task")
-    q: Text | None = Field(default=None, description="Part of id, name or description, whatever its case")
-    source: Literal["builtin", "default", "own"] | None = None
-    is_enabled: bool | None = None
+    limit: Limit | SkipJsonSchema[None] = Field(default=None, description="All when left out")
+    cursor: Text | SkipJsonSchema[None] = Field(default=None, description="meta.next_cursor of the page before")
+    state: Literal["STATE_RUNNING", "STATE_PAUSED"] | SkipJsonSchema[None] = None
+    task: Text | SkipJsonSchema[None] = Field(default=None, description="Name of a task")
+    q: Text | SkipJsonSchema[None] = Field(
+        default=None, description="Part of id, name or description, whatever its case"
+    )
+    source: Literal["builtin", "default", "own"] | SkipJsonSchema[None] = None
+    is_enabled: bool | SkipJsonSchema[None] = None
     is_active: bool = Field(default=True, description="false: deleted jobs that can still be restored")
 
     def filter(self) -> JobFilter:
@@ -110,11 +119,13 @@ class HistoryQuery(_Query):
     """Which runs to list."""
 
     limit: Limit = HISTORY_LIMIT
-    cursor: str | None = Field(default=None, pattern=RUN_ID_PATTERN, description="meta.next_cursor of the page before")
-    outcome: Outcome | None = None
-    kind: Literal["schedule", "manual"] | None = None
-    since: Moment | None = Field(default=None, description="Claimed at or after this moment")
-    until: Moment | None = Field(default=None, description="Claimed before this moment")
+    cursor: str | SkipJsonSchema[None] = Field(
+        default=None, pattern=RUN_ID_PATTERN, description="meta.next_cursor of the page before"
+    )
+    outcome: Outcome | SkipJsonSchema[None] = None
+    kind: Literal["schedule", "manual"] | SkipJsonSchema[None] = None
+    since: Moment | SkipJsonSchema[None] = Field(default=None, description="Claimed at or after this moment")
+    until: Moment | SkipJsonSchema[None] = Field(default=None, description="Claimed before this moment")
 
     def filter(self) -> RunFilter:
         """The filter for the service."""
@@ -192,6 +203,11 @@ def init_scheduler_api(app: APIFlask) -> None:
             [(model, "serialization") for model in _OUTPUTS], ref_template="#/components/schemas/{model}"
         )
         spec["components"]["schemas"] |= definitions["$defs"]
+        for path, methods in spec["paths"].items():
+            if path.startswith(scheduler.url_prefix):
+                for operation in methods.values():
+                    if "requestBody" in operation:
+                        operation["requestBody"]["required"] = True
         return spec
 
 

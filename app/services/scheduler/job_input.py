@@ -11,6 +11,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic import ValidationError as PydanticError
 
 from app.errors import _N, ValidationError
+from app.input_errors import refused_input
 from app.job_fields import (
     Executor,
     JobDescription,
@@ -119,7 +120,7 @@ class TriggerInput(BaseModel):
 
     def trigger_fields(self) -> dict[str, Any]:
         """The trigger's fields as they were given, for the trigger parser."""
-        given = self.model_fields_set & TriggerInput.model_fields.keys()
+        given = self.model_fields_set & TriggerInput.model_fields.keys() | {"trigger_type"}
         return {name: getattr(self, name) for name in TriggerInput.model_fields if name in given}
 
 
@@ -170,19 +171,14 @@ Input = TypeVar("Input", bound=TriggerInput)
 
 def checked(kind: type[Input], payload: Mapping[str, Any] | TriggerInput) -> Input:
     """`payload` as `kind`; ValidationError names the first field that does not fit."""
-    if isinstance(payload, kind):
-        return payload
-    if not isinstance(payload, Mapping) or not payload:
+    if not isinstance(payload, kind):
+        try:
+            payload = kind.model_validate(payload)
+        except PydanticError as error:
+            raise refused_input(error) from error
+    if not payload.model_fields_set:
         raise ValidationError(_N("请求体必须是非空的 JSON 对象"))
-    try:
-        return kind.model_validate(payload)
-    except PydanticError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        raise ValidationError(
-            field=".".join(str(part) for part in first["loc"]) or None,
-            value=None if first["type"] == "missing" else first["input"],
-            accepted=first["msg"],
-        ) from error
+    return payload
 
 
 def _refuse_what_no_store_keeps(value: Any, depth: int = 0) -> None:
