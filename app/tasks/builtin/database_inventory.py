@@ -88,7 +88,7 @@ def collect_database_sizes() -> None:
         total = sum(size.size_bytes for size in reading.rows)
         return {"databases": len(reading.rows), "total_bytes": total}
 
-    survey(instances, Connector.sizes, store)
+    survey(instances, lambda connector: connector.sizes(), store)
 
 
 @task(
