@@ -7,6 +7,7 @@ and RELIED_ON name all that this file stands on; a test compares their source wi
 
 import logging
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ from app.errors import NotFound, ValidationError
 from app.ledger import capture
 from app.ledger.claim import Claimed, claim
 from app.ledger.dispatch import Dispatcher
-from app.ledger.execution import ContextFactory, Ending, TaskResolver, execute
+from app.ledger.execution import ContextFactory, Ending, TaskResolver, execute, prepare_process
 from app.ledger.jobs import Job, NewJob, job_from_row
 from app.ledger.ledger import Ledger
 from app.ledger.nodes import LockFile, NodeState, beat, forget_gone_nodes, remove_lock_file
@@ -125,7 +127,8 @@ class LedgerProcesses(ProcessPoolExecutor):
     def __init__(self, max_workers: int, initializer: Callable[[], None]) -> None:
         self._places = max_workers
         # "spawn": a fork would copy the locks of this process's threads as they happen to stand.
-        options = {"initializer": initializer, "mp_context": multiprocessing.get_context("spawn")}
+        prepare = partial(prepare_process, os.getpid(), initializer)
+        options = {"initializer": prepare, "mp_context": multiprocessing.get_context("spawn")}
         super().__init__(max_workers, pool_kwargs=options)
         self._renewing = threading.Lock()
 
@@ -181,22 +184,27 @@ class LedgerJobStore(BaseJobStore):
         return self._select()
 
     def add_job(self, job: APSchedulerJob) -> None:
-        """Adds a job whose function is a registered task's."""
-        definition = NewJob(id=job.id, name=job.name, trigger=spec_of(job.trigger), **self._settings(job))
+        """Adds a job whose function is a registered task's and has the task's name; ValueError for any other."""
+        task = self._resolve(getattr(job.func, "__name__", ""))
+        if task is None or task.function is not job.func or job.args:
+            raise ValueError(
+                f"job {job.id!r}: only the function of a registered task that has its name can be added here, "
+                "with keyword arguments; the ledger's add_job takes any task by its name"
+            )
+        definition = NewJob(id=job.id, task=job.func.__name__, trigger=spec_of(job.trigger), **_settings(job))
         try:
             self._ledger.add_job(definition, by="apscheduler")
         except ValidationError as error:
             raise ConflictingIdError(job.id) from error
 
     def update_job(self, job: APSchedulerJob) -> None:
-        """Takes over what changed; no next run time means paused."""
+        """Takes over the settings and the trigger; the next run time follows from the trigger."""
         stored = self._ledger.get_job(job.id)
         if stored is None:
             raise JobLookupError(job.id)
-        changes = {"name": job.name, **self._settings(job)}
+        changes = {name: value for name, value in _settings(job).items() if getattr(stored, name) != value}
         if job.trigger is not build_trigger(stored.trigger):
             changes["trigger"] = spec_of(job.trigger)
-        changes = {name: value for name, value in changes.items() if getattr(stored, name) != value}
         if changes:
             self._ledger.change_job(job.id, changes, by="apscheduler")
 
@@ -219,19 +227,6 @@ class LedgerJobStore(BaseJobStore):
             rows = connection.execute(query).mappings().all()
         return [self._as_apscheduler_job(job_from_row(row)) for row in rows]
 
-    def _settings(self, job: APSchedulerJob) -> dict[str, Any]:
-        task = getattr(job.func, "__whalefall_task_name__", None) or job.kwargs.get("task")
-        if job.args or task is None or self._resolve(task) is None:
-            raise ValueError(f"job {job.id!r}: only a registered task can be scheduled, with keyword arguments")
-        return {
-            "task": task,
-            "kwargs": dict(job.kwargs),
-            "misfire_grace_time": job.misfire_grace_time,
-            "coalesce": job.coalesce,
-            "max_instances": job.max_instances,
-            "executor": job.executor,
-        }
-
     def _as_apscheduler_job(self, job: Job) -> APSchedulerJob:
         task = self._resolve(job.task)
         view = APSchedulerJob.__new__(APSchedulerJob)
@@ -246,6 +241,11 @@ class LedgerJobStore(BaseJobStore):
             None if job.next_run_time is None else job.next_run_time.astimezone(getattr(view.trigger, "timezone", None))
         )
         return view
+
+
+def _settings(job: APSchedulerJob) -> dict[str, Any]:
+    names = ("name", "misfire_grace_time", "coalesce", "max_instances", "executor")
+    return {"kwargs": dict(job.kwargs), **{name: getattr(job, name) for name in names}}
 
 
 def unknown_task(**_kwargs: Any) -> None:

@@ -1,7 +1,10 @@
 """From a started run to its end: calls the task function, in this process or in one of its own."""
 
+import ctypes
 import json
 import logging
+import os
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -10,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from app.db.clock import from_us
-from app.ledger.capture import captured
+from app.ledger import capture
 from app.ledger.runs import Outcome, RunContext, Ticket
 
 logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class RunnableTask(Protocol):
@@ -51,7 +56,7 @@ def execute(ticket: Ticket, *, node: str, resolve: TaskResolver, context: Contex
     """Runs the task of a run that was started on record, and never raises: whatever happens is in the ending."""
     began = time.monotonic_ns()
     error: str | None = None
-    with captured() as log:
+    with capture.captured() as log:
         try:
             task = resolve(ticket.task)
             if task is None:
@@ -71,6 +76,18 @@ def execute(ticket: Ticket, *, node: str, resolve: TaskResolver, context: Contex
         error=error,
         log=log.text(),
     )
+
+
+def prepare_process(parent: int, prepare: Callable[[], None]) -> None:
+    """The beginning of a child process that runs tasks: captures their output, and dies with its parent.
+
+    A child of a scheduler that was killed would otherwise wait for work for ever; its run is called lost.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+    capture.install()
+    prepare()
 
 
 def _run_context(ticket: Ticket, node: str) -> RunContext:

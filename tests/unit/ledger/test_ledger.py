@@ -208,14 +208,14 @@ class TestManualRuns:
         assert {run["created_by"] for run in store.runs()} == {"7"}
 
     def test_max_instances_holds(self, store: Store) -> None:
-        store.add()
+        store.add(is_enabled=False)
         store.ledger.request_run("job", "7")
         with pytest.raises(ValidationError) as refused:
             store.ledger.request_run("job", "7")
         assert refused.value.field == "max_instances"
 
     def test_ten_at_once_are_ten_runs(self, store: Store) -> None:
-        store.add(max_instances=10)
+        store.add(max_instances=10, is_enabled=False)
         assert len({store.ledger.request_run("job", "7").run_id for _ in range(10)}) == 10
 
 

@@ -91,7 +91,7 @@ def test_a_silent_nodes_pending_run_is_taken_over_and_its_old_door_shut(
     (ticket,) = reap_for(store, clock, silence, 1).tickets
     assert (ticket.run_id, ticket.epoch) == (run_id, 2)
     with write_transaction(store.engine) as connection:
-        old = [row for row in own_pending(connection, me="n1")]
+        old = own_pending(connection, me="n1")
     assert old == []
 
 
