@@ -1,9 +1,12 @@
 # What the scripts share: messages, and what they read from the host. Sourced, not run.
 # shellcheck shell=bash
 
+readonly ENGINE_MINIMUM=20.10 COMPOSE_MINIMUM=2.20
+readonly PUBLIC_BASE=debian:trixie-slim OWN_BASE=whalefall/base:trixie
+
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly ROOT
-export ROOT
+readonly ENV_FILE=$ROOT/.env BUILD_DIR=$ROOT/.build
 
 # Progress goes to stderr with the seconds since the start; stdout is for results.
 step() {
@@ -20,9 +23,26 @@ die() {
   exit 1
 }
 
+# The same for a command line that cannot be understood.
+usage_error() {
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 2
+}
+
 has() {
   command -v "$1" > /dev/null 2>&1
 }
+
+is_root() {
+  [[ $(id -u) -eq 0 ]]
+}
+
+# version_at_least HAVE WANT
+version_at_least() {
+  [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]
+}
+
+# --- what the host's own configuration says --------------------------------------------------------------------------
 
 # Fields of /etc/os-release; empty where it has none.
 os_field() {
@@ -124,4 +144,202 @@ ca_bundle() {
       return
     fi
   done
+}
+
+# --- packages and the engine -----------------------------------------------------------------------------------------
+
+# install_packages NAME...: from the distribution, as root, without a terminal.
+install_packages() {
+  apt-get -qq -o DPkg::Lock::Timeout=120 update < /dev/null >&2 || die "apt-get update failed; its words are above"
+  DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 \
+    install --yes --no-install-recommends "$@" < /dev/null >&2 ||
+    die "apt-get could not install $*; its words are above"
+}
+
+engine_answers() {
+  docker info > /dev/null 2>&1
+}
+
+# What is not here of what the stack needs, one a line.
+missing_engine_parts() {
+  # A client of an engine elsewhere needs no dockerd here.
+  if ! has docker || { ! has dockerd && ! engine_answers; }; then
+    echo "Docker Engine $ENGINE_MINIMUM or newer"
+  fi
+  local version
+  version=$(docker compose version --short 2> /dev/null) || version=0
+  version_at_least "${version#v}" "$COMPOSE_MINIMUM" || echo "Docker Compose $COMPOSE_MINIMUM or newer"
+  docker buildx version > /dev/null 2>&1 || echo "Docker buildx"
+}
+
+# ensure_engine true|false: an engine that runs; installed first when it is missing and the argument is true.
+ensure_engine() {
+  local may_install=$1 missing version
+  missing=$(missing_engine_parts | paste -s -d ',' | sed 's/,/, /g')
+  if [[ -n $missing ]]; then
+    $may_install || die "missing: $missing; install it, or run scripts/up.sh --install-engine as root"
+    is_root || die "installing packages needs root"
+    step "installing $missing"
+    install_engine
+    missing=$(missing_engine_parts | paste -s -d ',')
+    [[ -z $missing ]] || die "still missing after the installation: $missing"
+  fi
+  engine_answers || start_engine
+  version=$(docker version --format '{{.Server.Version}}')
+  version_at_least "$version" "$ENGINE_MINIMUM" || die "the engine is $version; needed: $ENGINE_MINIMUM or newer"
+}
+
+# The distribution's own packages. mmdebstrap and Debian's keys make the base image where no registry answers.
+install_engine() {
+  local -a packages=(ca-certificates mmdebstrap debian-archive-keyring)
+  case "$(os_field ID) $(os_field VERSION_ID)" in
+    "debian 12")
+      # Debian 12 has the engine, but Compose 1 and no buildx.
+      pin_next_release
+      packages+=(docker.io docker-compose docker-buildx)
+      ;;
+    "debian "*) packages+=(docker.io docker-cli docker-compose docker-buildx) ;;
+    "ubuntu 22.04" | "ubuntu 22.10" | "ubuntu 23"* | "ubuntu 24"* | "ubuntu 25"* | "ubuntu 26"*)
+      packages+=(docker.io docker-compose-v2 docker-buildx)
+      ;;
+    *) die "only Debian 12 and newer and Ubuntu 22.04 and newer are known; install Docker Engine, Compose and buildx by hand" ;;
+  esac
+  install_packages "${packages[@]}"
+}
+
+# Two packages come from Debian 13; the pin keeps apt from taking anything else from there, now or later.
+pin_next_release() {
+  local sources
+  sources=$(debian_sources trixie) ||
+    die "apt's configuration names no Debian archive to take Docker Compose from; set DEBIAN_MIRROR to the address of one"
+  cat > /etc/apt/preferences.d/whalefall-trixie <<'EOT'
+Package: docker-compose docker-buildx
+Pin: release n=trixie*
+Pin-Priority: 500
+
+Package: *
+Pin: release n=trixie*
+Pin-Priority: -1
+EOT
+  printf '%s\n' "$sources" > /etc/apt/sources.list.d/whalefall-trixie.sources
+}
+
+start_engine() {
+  local problem
+  if ! has dockerd || ! is_root; then
+    problem=$(docker info --format '{{join .ServerErrors " "}}' 2>&1 | tail -n 1)
+    die "the engine does not answer (${problem:-no reason given}); start it, or run this as root"
+  fi
+  step "starting the engine"
+  if [[ -d /run/systemd/system ]]; then
+    systemctl start docker || die "systemd could not start the engine; see: journalctl -u docker"
+    return
+  fi
+  # No init system here. A pid file may outlive its process (a snapshot, a crash), and its number may belong to
+  # somebody else by now; dockerd would refuse to start because of it.
+  local file
+  for file in /var/run/docker.pid /var/run/docker/containerd/containerd.pid; do
+    if [[ -s $file ]] && ! is_process "$(< "$file")" dockerd containerd; then
+      rm -f "$file"
+    fi
+  done
+  local log=/var/log/dockerd.log deadline=$((SECONDS + 60))
+  setsid dockerd < /dev/null >> "$log" 2>&1 &
+  local pid=$!
+  until engine_answers; do
+    kill -0 "$pid" 2> /dev/null || die "dockerd ended: $(tail -n 1 "$log")"
+    [[ $SECONDS -lt $deadline ]] || die "dockerd does not answer after 60 s; see $log"
+    sleep 0.2
+  done
+}
+
+# is_process PID NAME...: does this process run one of these programs?
+is_process() {
+  local pid=$1 name
+  shift
+  [[ -r /proc/$pid/comm ]] || return 1
+  for name; do
+    [[ $(< "/proc/$pid/comm") != "$name" ]] || return 0
+  done
+  return 1
+}
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+compose() {
+  docker compose --project-directory "$ROOT" "$@"
+}
+
+# A setting as Compose would find it: the environment, then .env, then the given default.
+setting() {
+  local value=${!1-}
+  if [[ -z $value && -f $ENV_FILE ]]; then
+    value=$(sed -n "s/^$1=//p" "$ENV_FILE" | tail -n 1)
+    value=${value#[\"\']}
+    value=${value%[\"\']}
+  fi
+  printf '%s\n' "${value:-${2-}}"
+}
+
+have_image() {
+  docker image inspect "$1" > /dev/null 2>&1
+}
+
+# prepare_build true|false: the base image, and the host's settings for the build; exports BASE_IMAGE and
+# BUILD_SETTINGS_DIR. The argument says whether missing packages may be installed.
+prepare_build() {
+  BASE_IMAGE=$(setting BASE_IMAGE)
+  [[ -n $BASE_IMAGE ]] || choose_base_image
+  if [[ $BASE_IMAGE == "$OWN_BASE" ]]; then
+    have_image "$OWN_BASE" || build_base_image "$1"
+  else
+    have_image "$BASE_IMAGE" || docker pull --quiet "$BASE_IMAGE" >&2 ||
+      die "BASE_IMAGE $BASE_IMAGE is not here and cannot be pulled; leave it empty to have a base image chosen"
+  fi
+  BUILD_SETTINGS_DIR=$(setting BUILD_SETTINGS_DIR)
+  if [[ -z $BUILD_SETTINGS_DIR || $BUILD_SETTINGS_DIR == ../.build ]]; then
+    BUILD_SETTINGS_DIR=../.build # counts from the folder compose/
+    write_build_settings
+  fi
+  export BASE_IMAGE BUILD_SETTINGS_DIR
+}
+
+choose_base_image() {
+  BASE_IMAGE=$PUBLIC_BASE
+  have_image "$PUBLIC_BASE" && return
+  step "pulling $PUBLIC_BASE"
+  if ! timeout 300 docker pull --quiet "$PUBLIC_BASE" > /dev/null 2>&1; then
+    step "no image registry answers: the base image comes from Debian packages"
+    BASE_IMAGE=$OWN_BASE
+  fi
+}
+
+build_base_image() {
+  if ! has mmdebstrap; then
+    $1 || die "mmdebstrap is missing, and no image registry answers; run scripts/up.sh --install-engine as root"
+    is_root || die "installing packages needs root"
+    install_packages mmdebstrap debian-archive-keyring
+  fi
+  is_root || die "making the base image needs root: run sudo images/base/build.sh once"
+  step "building the base image"
+  "$ROOT/images/base/build.sh" --tag "$OWN_BASE" > /dev/null || die "the base image could not be built; the reason is above"
+}
+
+# The host's mirror, proxy and certificates for the build (images/build-settings/README.md).
+write_build_settings() {
+  mkdir -p "$BUILD_DIR"
+  debian_sources trixie > "$BUILD_DIR/apt.sources" || : > "$BUILD_DIR/apt.sources" # then the base image's own
+  apt_fetch_settings > "$BUILD_DIR/apt.conf"
+  pip_fetch_settings > "$BUILD_DIR/pip.conf"
+  ca_bundle > "$BUILD_DIR/ca.crt"
+}
+
+build_images() {
+  local log=$BUILD_DIR/build.log
+  mkdir -p "$BUILD_DIR"
+  step "building the images (details: .build/build.log)"
+  if ! BUILDKIT_PROGRESS=plain compose build > "$log" 2>&1 < /dev/null; then
+    tail -n 20 "$log" >&2
+    die "the images could not be built; the end of the log is above, all of it in .build/build.log"
+  fi
 }

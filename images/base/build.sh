@@ -24,7 +24,7 @@ main() {
   while [[ $# -gt 0 ]]; do
     case $1 in
       --tag)
-        [[ -n ${2-} ]] || die "--tag needs the name of an image"
+        [[ -n ${2-} ]] || usage_error "--tag needs the name of an image"
         tag=$2
         shift 2
         ;;
@@ -32,7 +32,7 @@ main() {
         usage
         return
         ;;
-      *) die "unknown argument '$1'; accepted: --tag IMAGE, --help" ;;
+      *) usage_error "unknown argument '$1'; accepted: --tag IMAGE, --help" ;;
     esac
   done
 
