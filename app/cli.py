@@ -218,16 +218,18 @@ def carry_history(*, sources: tuple[str, ...], as_json: bool) -> None:
     runtime = current_runtime()
     results = history.carry_from(runtime, [Path(source) for source in sources])
     for result in results:
-        for line in result.gaps or ([f"{result.source}: {result.damage}"] if result.damage else []):
+        for line in _not_carried(result):
             click.echo(f"not carried over: {line}", err=True)
     if as_json:
         _print_json([result.as_json() for result in results])
     else:
         for result in results:
-            click.echo(
-                f"{result.source}: {result.runs} runs carried over, {result.runs_there_already} there already,"
-                f" {result.cancelled} cancelled, {result.lost} lost, {result.missed} missed, {result.logs} logs"
-            )
+            if not result.failed:
+                click.echo(
+                    f"{result.source}: {result.runs} runs carried over ({result.runs_there_already} were there"
+                    f" already), {result.logs} logs; {result.cancelled} had not started and are cancelled,"
+                    f" {result.lost} had not ended and are lost, {result.missed} moments are missed"
+                )
     if any(result.failed for result in results):
         sys.exit(1)
 
@@ -273,6 +275,14 @@ def check(*, store: StoreName | None, as_json: bool) -> None:
             click.echo(f"{state.store}: {state.file}: {finding}")
     if any(state.problem for state in states):
         sys.exit(DAMAGED)
+
+
+def _not_carried(result: history.Carried) -> list[str]:
+    if result.failed:
+        return [str(result.damage)]
+    if result.gaps:
+        return [f"{result.source}: {gap}" for gap in result.gaps]
+    return [f"{result.source}: {result.damage}"] if result.damage else []
 
 
 def _defaults(runtime: Runtime) -> Any:

@@ -343,3 +343,36 @@ build_images() {
     die "the images could not be built; the end of the log is above, all of it in .build/build.log"
   fi
 }
+
+# --- the running stack -----------------------------------------------------------------------------------------------
+
+# The service of the one-container shape. COMPOSE_FILE and COMPOSE_PROJECT_NAME choose another stack, as for Compose.
+readonly SERVICE=whalefall
+
+require_engine() {
+  has docker || die "docker is not installed here; scripts/up.sh --install-engine installs it"
+  docker info > /dev/null 2>&1 || die "the Docker engine does not answer; start it, or see whether you may use it"
+}
+
+# Sets stack_container; dies when the stack was never brought up here.
+require_stack() {
+  require_engine
+  stack_container=$(docker compose ps --all --quiet "$SERVICE") || die "Compose cannot read the stack; its words are above"
+  [[ -n $stack_container ]] || die "there is no stack here; scripts/up.sh brings it up"
+}
+
+require_running_stack() {
+  require_stack
+  [[ $(docker inspect --format '{{.State.Running}} {{.State.Restarting}}' "$stack_container") == "true false" ]] ||
+    die "the stack is not running; scripts/up.sh starts it, docker compose logs $SERVICE says why it stopped"
+}
+
+# A command inside the stack's container; its exit code is the command's.
+in_stack() {
+  docker compose exec -T "$SERVICE" "$@" < /dev/null
+}
+
+# The same in a container of its own on the same volume, when the stack's cannot keep running.
+beside_stack() {
+  docker compose run --rm -T --no-deps "$SERVICE" "$@" < /dev/null
+}
