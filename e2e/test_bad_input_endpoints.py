@@ -132,12 +132,7 @@ def document(client: Client) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def operations(document: dict[str, Any]) -> list[tuple[str, str]]:
     """Every (method, path template) of the API."""
-    found = [
-        (method.upper(), path)
-        for path, item in document["paths"].items()
-        for method in item
-        if method in METHODS
-    ]
+    found = [(method.upper(), path) for path, item in document["paths"].items() for method in item if method in METHODS]
     assert len(found) >= 15, f"the document lists too little: {found}"
     return found
 
@@ -202,9 +197,7 @@ def test_bad_bodies(client: Client, operations: list[tuple[str, str]], own_job: 
         else:
             job_id = own_job
         call = f"{method} {fill(path, job_id)} with {body}"
-        complaints.append(
-            complaint(call, client.request(method, fill(path, job_id), data=content, headers=headers))
-        )
+        complaints.append(complaint(call, client.request(method, fill(path, job_id), data=content, headers=headers)))
     report(complaints)
 
 
@@ -228,9 +221,7 @@ def test_bad_trigger_is_400_and_changes_nothing(client: Client, own_job: str, tr
             refused("PUT", client.put(f"{SCHEDULER}/jobs/{own_job}", json=body), 400, "VALIDATION_ERROR"),
             refused("PUT", client.put(f"{SCHEDULER}/jobs/sync_accounts", json=body), 400, "VALIDATION_ERROR"),
             refused("POST", client.post(f"{SCHEDULER}/jobs", json=creation), 400, "VALIDATION_ERROR"),
-            refused(
-                "preview", client.post(f"{SCHEDULER}/triggers/preview", json=body), 400, "VALIDATION_ERROR"
-            ),
+            refused("preview", client.post(f"{SCHEDULER}/triggers/preview", json=body), 400, "VALIDATION_ERROR"),
         ]
     )
     assert client.job(own_job) == before

@@ -54,9 +54,7 @@ def p99_of_a_round(pool: ThreadPoolExecutor, client: Client) -> float:
 
 
 @pytest.mark.timeout(300)
-def test_dashboard_keeps_its_pace_while_a_job_burns(
-    stack: Stack, api: Client, admin: Client, burner: str
-) -> None:
+def test_dashboard_keeps_its_pace_while_a_job_burns(stack: Stack, api: Client, admin: Client, burner: str) -> None:
     rounds = []
     with ThreadPoolExecutor(PER_SECOND) as pool:
         p99_of_a_round(pool, admin)  # connections opened, templates compiled
@@ -79,8 +77,6 @@ def test_dashboard_keeps_its_pace_while_a_job_burns(
 
     ratios = [busy / idle for idle, busy in rounds]
     for idle, busy in rounds:
-        print(
-            f"\np99 idle {idle * 1000:.1f} ms, burning {busy * 1000:.1f} ms, ratio {busy / idle:.2f}", end=""
-        )
+        print(f"\np99 idle {idle * 1000:.1f} ms, burning {busy * 1000:.1f} ms, ratio {busy / idle:.2f}", end="")
     print(f"\nmedian ratio {statistics.median(ratios):.2f}, limit {LIMIT}")
     assert statistics.median(ratios) <= LIMIT, ratios

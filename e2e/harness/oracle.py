@@ -97,10 +97,8 @@ class Verdict:
     def __str__(self) -> str:
         counted = ", ".join(f"{outcome} {count}" for outcome, count in sorted(self.outcomes.items()))
         lines = [
-            f"expected fires {self.expected}, starts seen outside {self.starts}, "
-            f"outcomes: {counted or 'none'}",
-            f"duplicates {len(self.duplicates)}, absent {len(self.absent)}, "
-            f"contradictions {len(self.contradictions)}",
+            f"expected fires {self.expected}, starts seen outside {self.starts}, outcomes: {counted or 'none'}",
+            f"duplicates {len(self.duplicates)}, absent {len(self.absent)}, contradictions {len(self.contradictions)}",
         ]
         for name in ("duplicates", "absent", "contradictions"):
             found = getattr(self, name)
@@ -184,9 +182,7 @@ def _judge_row(
     where = f"{job_id} at {last.isoformat()} (run {run_id}, {outcome})"
     verdict.outcomes[outcome] += count
     if len(within) != count:
-        verdict.contradictions.append(
-            f"{where} counts {count} moments where the trigger implies {len(within)}"
-        )
+        verdict.contradictions.append(f"{where} counts {count} moments where the trigger implies {len(within)}")
     if row["attempt"] == 1:
         for moment in within:
             covered[moment].append(f"{run_id} {outcome}")
@@ -199,9 +195,7 @@ def _judge_row(
     if start is not None and outcome not in STARTED:
         verdict.contradictions.append(f"{where} was started all the same")
     if start is not None and (start.job_id, start.scheduled_for) != (job_id, last):
-        verdict.contradictions.append(
-            f"{where} was started as {start.job_id} at {start.scheduled_for.isoformat()}"
-        )
+        verdict.contradictions.append(f"{where} was started as {start.job_id} at {start.scheduled_for.isoformat()}")
 
 
 def _find_duplicates(starts: Sequence[Start], verdict: Verdict) -> None:
@@ -222,9 +216,7 @@ def _find_duplicates(starts: Sequence[Start], verdict: Verdict) -> None:
             verdict.duplicates.append(f"run {run_id} was started for {len(same)} different fires")
 
 
-def _find_unimplied(
-    expected: Mapping[str, Sequence[datetime]], starts: Sequence[Start], verdict: Verdict
-) -> None:
+def _find_unimplied(expected: Mapping[str, Sequence[datetime]], starts: Sequence[Start], verdict: Verdict) -> None:
     implied = {(job_id, moment) for job_id, moments in expected.items() for moment in moments}
     verdict.contradictions += [
         f"{start.job_id} was started for {start.scheduled_for.isoformat()}, which its trigger does not imply"

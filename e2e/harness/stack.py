@@ -48,6 +48,16 @@ for folder in pathlib.Path("/proc").iterdir():
 print(json.dumps(found))
 """
 
+#: Runs in the container: MOMENT SIGNAL PID...
+SEND_SIGNAL = """
+import os, sys, time
+moment, number, *pids = sys.argv[1:]
+while (left := float(moment) - time.time()) > 0:
+    time.sleep(left)
+for pid in pids:
+    os.kill(int(pid), int(number))
+"""
+
 _numbers = count(1)
 
 Role = Literal["master", "worker"]
@@ -217,14 +227,21 @@ class Stack:
         return [process for process in ours if (process.parent in pids) == (role == "worker")]
 
     def signal(
-        self, number: signal.Signals, program: Program = "scheduler", role: Role = "master"
+        self,
+        number: signal.Signals,
+        program: Program = "scheduler",
+        role: Role = "master",
+        *,
+        at: float | None = None,
     ) -> list[Process]:
-        """Send a signal to a Gunicorn's master or to all its workers; who got it."""
-        targets = wait_until(
-            f"a {role} of {program}", lambda: self.gunicorn(program, role), within=START_DEADLINE
-        )
-        pids = ", ".join(str(process.pid) for process in targets)
-        self.execute("python3", "-c", f"import os\nfor pid in [{pids}]: os.kill(pid, {int(number)})")
+        """Send a signal to a Gunicorn's master or to all its workers; who got it.
+
+        `at` (seconds since the epoch) has it sent at that very moment, to the millisecond: the clock is
+        watched inside the container, where no start of a command delays it.
+        """
+        targets = wait_until(f"a {role} of {program}", lambda: self.gunicorn(program, role), within=START_DEADLINE)
+        pids = [str(process.pid) for process in targets]
+        self.execute("python3", "-c", SEND_SIGNAL, str(at or 0), str(int(number)), *pids)
         return targets
 
     # -- clients ----------------------------------------------------------------------------------------
