@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 
 from app import create_app
+from app.db.engines import DamagedDatabase
+from app.db.migrate import NewerSchema
+from app.default_jobs import DefaultJobsError
 from app.settings import SettingsError
 
-GUNICORN_APP_LOAD_ERROR = (
-    4  # makes Gunicorn's master give up at once instead of starting the worker over and over
-)
+GUNICORN_APP_LOAD_ERROR = 4  # makes Gunicorn's master give up at once instead of starting workers over and over
 
 try:
     application = create_app()
-except SettingsError as error:
+except (SettingsError, DefaultJobsError, DamagedDatabase, NewerSchema) as error:
+    # Mistakes of whoever operates it: one line says what to do; a traceback would bury it.
     sys.stderr.write(f"{error}\n")
     sys.exit(GUNICORN_APP_LOAD_ERROR)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,13 +20,10 @@ def create_app(settings: Settings | None = None, *, init_scheduler_on_start: boo
     """
     # Imported here, so that importing one part of the app does not load all of it.
     from app.factory import build_app  # noqa: PLC0415
+    from app.scheduler import _should_start_scheduler, start_scheduler  # noqa: PLC0415
     from app.settings import Settings  # noqa: PLC0415
 
     settings = settings or Settings.load()
-    if find_spec("app.scheduler") is None:
-        return build_app(settings, runs_scheduler=False)
-    from app.scheduler import _should_start_scheduler, start_scheduler  # noqa: PLC0415
-
     runs_scheduler = init_scheduler_on_start and _should_start_scheduler(settings)
     app = build_app(settings, runs_scheduler=runs_scheduler)
     if runs_scheduler:

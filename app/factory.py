@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from importlib.util import find_spec
 
 import structlog
 from apiflask import APIFlask
@@ -15,14 +13,17 @@ from app.api.v1.auth import auth, init_auth
 from app.api.v1.csrf import init_csrf
 from app.api.v1.health import health
 from app.api.v1.openapi import SPEC_PATH, init_openapi
+from app.api.v1.scheduler import init_scheduler_api
 from app.audit_trail import init_audit_trail
+from app.cli import init_cli
 from app.db.engines import DamagedDatabase, check_integrity, create_engine_for
 from app.db.migrate import NewerSchema, ensure_schema
 from app.error_handlers import init_error_handlers
 from app.i18n import init_i18n
 from app.json_format import JSONProvider
-from app.ledger.ledger import Ledger
+from app.ledger import Ledger
 from app.logging_setup import configure_logging
+from app.pages import init_pages
 from app.request_id import init_request_id
 from app.runtime import EXTENSION_KEY, Runtime
 from app.services.accounts.admin_sync import sync_admin
@@ -62,16 +63,9 @@ def build_app(settings: Settings, *, runs_scheduler: bool) -> APIFlask:
     init_openapi(app)
     app.register_blueprint(auth)
     app.register_blueprint(health)
-    for module in ("app.api.v1.scheduler", "app.pages", "app.cli"):
-        if find_spec(module) is not None:
-            try:
-                found = import_module(module)
-            except ImportError:
-                log.exception("part missing", part=module)
-                continue
-            for name in ("init_scheduler_api", "init_pages", "init_cli"):
-                if hasattr(found, name):
-                    getattr(found, name)(app)
+    init_scheduler_api(app)
+    init_pages(app)
+    init_cli(app)
     # A preloaded web process forks after this: no connection may be shared with the children.
     runtime.jobstore.dispose()
     runtime.database.dispose()
@@ -93,9 +87,7 @@ def _open_runtime(settings: Settings) -> Runtime:
     tasks.load_folder(settings.tasks_dir)
     for problem in tasks.problems:
         log.error("task module not loaded", module=problem.module, error=problem.error)
-    return Runtime(
-        settings=settings, jobstore=jobstore, database=database, ledger=Ledger(jobstore), tasks=tasks
-    )
+    return Runtime(settings=settings, jobstore=jobstore, database=database, ledger=Ledger(jobstore), tasks=tasks)
 
 
 def _prepare_stores(settings: Settings, jobstore: Engine, database: Engine) -> None:

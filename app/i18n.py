@@ -5,6 +5,7 @@ The reader's choice comes from the cookie `lang`, else from `Accept-Language`; a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,12 @@ def chosen_language() -> str:
     cookie = request.cookies.get(LANGUAGE_COOKIE)
     if cookie in LANGUAGES:
         return cookie
-    return request.accept_languages.best_match(LANGUAGES, LANGUAGES[0]) or LANGUAGES[0]
+    # In the reader's order; Werkzeug's best_match would take a lower-ranked exact `zh` before `en-US`.
+    for tag, quality in request.accept_languages:
+        language = re.split("[-_]", tag)[0].lower()
+        if quality > 0 and language in LANGUAGES:
+            return language
+    return LANGUAGES[0]
 
 
 def current_language() -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from datetime import datetime
 from typing import TextIO
 
@@ -26,30 +26,44 @@ class _LineRenderer:
         self._prefix = f"[{program}]"
 
     def __call__(self, _logger: object, _method: str, event: MutableMapping[str, object]) -> str:
+        for made_by_other_handlers in ("message", "asctime"):
+            event.pop(made_by_other_handlers, None)
         exception = event.pop("exception", None)
         at = event.pop("timestamp", "")
         level = str(event.pop("level", "info")).upper()
         name = event.pop("logger", "")
-        text = _one_line(str(event.pop("event", "")))
-        details = "".join(f" {key}={_detail(value)}" for key, value in event.items())
-        lines = [f"{self._prefix} {at} {level:<7} {name} {text}{details}"]
+        text = _printable(f"{event.pop('event', '')}{_details(event)}")
+        lines = [f"{self._prefix} {at} {level:<7} {name} {text}"]
         if exception:
-            lines += [f"{self._prefix} | {line}" for line in str(exception).splitlines()]
+            lines += [f"{self._prefix} | {_printable(line)}" for line in str(exception).splitlines()]
         return "\n".join(lines)
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\\", "\\\\").encode("unicode_escape").decode() if not text.isprintable() else text
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _details(values: Mapping[str, object]) -> str:
+    return "".join(f" {key}={_detail(value)}" for key, value in values.items())
 
 
 def _detail(value: object) -> str:
     text = str(value)
-    return text if text and text.isprintable() and " " not in text and '"' not in text else repr(text)
+    return text if text and " " not in text and '"' not in text else repr(text)
 
 
-def _add_time(
+def _as_plain_record(
     _logger: object, _method: str, event: MutableMapping[str, object]
-) -> MutableMapping[str, object]:
+) -> tuple[tuple[str], dict[str, object]]:
+    """A structlog event as a record that any handler can write, also the one that keeps a run's log."""
+    passed = {name: event.pop(name) for name in ("exc_info", "stack_info") if name in event}
+    text = str(event.pop("event", ""))
+    return (text + _details(event),), passed
+
+
+def _add_time(_logger: object, _method: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
     record = event.get("_record")
     at = datetime.fromtimestamp(record.created) if isinstance(record, logging.LogRecord) else datetime.now()
     event["timestamp"] = at.astimezone().isoformat(timespec="milliseconds")
@@ -61,19 +75,11 @@ def configure_logging(program: str, level: str, stream: TextIO | None = None) ->
 
     Safe to call again: the handler of an earlier call is replaced, those of others stay.
     """
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.add_log_level,
-        _add_time,
-        structlog.processors.format_exc_info,
-    ]
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
             structlog.stdlib.PositionalArgumentsFormatter(),
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+            _as_plain_record,
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -83,11 +89,15 @@ def configure_logging(program: str, level: str, stream: TextIO | None = None) ->
     handler.name = HANDLER_NAME
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                _LineRenderer(program),
+            foreign_pre_chain=[
+                structlog.contextvars.merge_contextvars,
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.ExtraAdder(),
+                _add_time,
+                structlog.processors.format_exc_info,
             ],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _LineRenderer(program)],
         )
     )
     root = logging.getLogger()
@@ -95,8 +105,6 @@ def configure_logging(program: str, level: str, stream: TextIO | None = None) ->
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
-    logging.getLogger("alembic.runtime.plugins").setLevel(
-        logging.WARNING
-    )  # what it could do, not what it does
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # what it could do, not what it does
     # The executor reports every start and end of a job at INFO; the ledger has them already.
     logging.getLogger("apscheduler").setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -18,16 +18,20 @@ def init_request_id(app: Flask) -> None:
     """Give every request of this app its id, in `g.request_id`."""
     app.before_request(_take)
     app.after_request(_send_back)
+    app.teardown_request(_forget)
 
 
 def _take() -> None:
     given = request.headers.get(HEADER, "")
     g.request_id = given if _ACCEPTED.fullmatch(given) else uuid4().hex
-    # Threads serve one request after the other: what the last one bound must not show in this one's records.
-    structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
 
 
 def _send_back(response: Response) -> Response:
     response.headers[HEADER] = g.request_id
     return response
+
+
+def _forget(_error: BaseException | None) -> None:
+    # Threads serve one request after the other, and other work in between.
+    structlog.contextvars.unbind_contextvars("request_id")

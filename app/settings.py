@@ -118,8 +118,9 @@ def _enabled(value: str) -> bool:
 
 
 def _shown_url(value: str) -> str:
-    """The URL without its password, for an error line."""
-    return re.sub(r"(://[^/@]*?:)[^@]*@", r"\1***@", value)
+    """The URL without user, password and options, for an error line."""
+    without_options = re.sub(r"\?.*", "?***", value, flags=re.DOTALL)
+    return re.sub(r"^(\w[\w+.-]*://)?.*@", r"\1***@", without_options, flags=re.DOTALL)
 
 
 class _Reader:

@@ -23,6 +23,7 @@ from app.services.accounts import Permission, Principal, current_principal
 from app.services.accounts.login_service import LoginService
 from app.services.accounts.principal import identify_with, token_principal
 
+MAX_ID_DIGITS = 18  # what a database's integers hold
 PERMISSION_ATTRIBUTE = "required_permission"
 
 P = ParamSpec("P")
@@ -41,7 +42,7 @@ class Credentials(BaseModel):
     password: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
-class SessionUser(UserMixin):  # type: ignore[misc]
+class SessionUser(UserMixin):
     """What Flask-Login keeps of a user: the cookie holds the id and the session stamp."""
 
     def __init__(self, principal: Principal, session_stamp: str) -> None:
@@ -63,7 +64,7 @@ def init_auth(app: Flask) -> None:
 
 def _load_user(session_id: str) -> SessionUser | None:
     user_id, _, stamp = session_id.partition(".")
-    if not user_id.isdecimal():
+    if not user_id.isdecimal() or len(user_id) > MAX_ID_DIGITS:
         return None
     principal = LoginService().principal_of_session(int(user_id), stamp)
     return None if principal is None else SessionUser(principal, stamp)

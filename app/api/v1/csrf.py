@@ -11,6 +11,7 @@ from app.services.accounts import current_principal
 
 HEADER = "X-CSRFToken"
 BODY_FIELD = "csrf_token"
+LOGIN_ENDPOINT = "auth.log_in"  # judges the token itself, because there may be no session yet
 WRITING_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -44,6 +45,8 @@ def refuse_token_in_body() -> None:
 
 def _check_session_write() -> None:
     if request.method not in WRITING_METHODS or request.routing_exception is not None:
+        return
+    if request.endpoint == LOGIN_ENDPOINT:
         return
     principal = current_principal()
     # The API token's holder has no cookie that a foreign page could use; nobody at all is asked to log in.

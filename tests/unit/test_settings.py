@@ -1,0 +1,177 @@
+"""Settings: strict about every value, silent about secrets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.settings import PROJECT_ROOT, SECRET_NAMES, Settings, SettingsError
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    settings = Settings.load({})
+
+    assert settings.enable_scheduler is True
+    assert settings.jobstore_url == f"sqlite:///{PROJECT_ROOT}/userdata/scheduler.db"
+    assert settings.database_url == f"sqlite:///{PROJECT_ROOT}/userdata/whalefall.db"
+    assert settings.scheduler_timezone == "Asia/Shanghai"
+    assert settings.tasks_dir == PROJECT_ROOT / "userdata" / "tasks"
+    assert settings.scheduler_tasks_file == PROJECT_ROOT / "app" / "config" / "scheduler_tasks.yaml"
+    assert settings.celery_broker_url == ""
+    assert (settings.run_retention_days, settings.backup_keep) == (90, 14)
+
+
+@pytest.mark.parametrize("value", ["true", "TRUE", "1", "yes", "Yes", " true "])
+def test_enable_scheduler_says_yes(value: str) -> None:
+    assert Settings.load({"ENABLE_SCHEDULER": value}).enable_scheduler is True
+
+
+@pytest.mark.parametrize("value", ["false", "0", "no", "", "on", "enabled", "truee"])
+def test_anything_else_disables_the_scheduler(value: str) -> None:
+    assert Settings.load({"ENABLE_SCHEDULER": value}).enable_scheduler is False
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("JOBSTORE_URL", "not a url"),
+        ("JOBSTORE_URL", "sqlite://"),
+        ("JOBSTORE_URL", "sqlite:///:memory:"),
+        ("JOBSTORE_URL", "mysql://host/name"),
+        ("JOBSTORE_URL", "postgresql://host"),
+        ("DATABASE_URL", "postgresql+psycopg2://host/name"),
+        ("DATABASE_URL", "postgresql://host:port/name"),
+        ("SCHEDULER_TIMEZONE", "Mars/Olympus"),
+        ("SCHEDULER_TIMEZONE", "../etc/passwd"),
+        ("SCHEDULER_TIMEZONE", "Asia"),
+        ("TRUSTED_PROXIES", "10.0.0.1,proxy.example"),
+        ("SCHEDULER_THREADS", "0"),
+        ("SCHEDULER_THREADS", "many"),
+        ("SCHEDULER_THREADS", "1.5"),
+        ("LOST_AFTER_SECONDS", "nan"),
+        ("LOST_AFTER_SECONDS", "inf"),
+        ("DRAIN_SECONDS", "-1"),
+        ("RUN_RETENTION_DAYS", "0"),
+        ("BACKUP_KEEP", "0"),
+        ("LOG_LEVEL", "chatty"),
+        ("NODE_NAME", "名字"),
+        ("USERDATA_DIR", "a\0b"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_it(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({variable: value})
+
+    line = str(caught.value)
+    assert line.startswith(f"{variable} is ")
+    assert "; accepted: " in line
+    assert "\n" not in line
+    assert caught.value.variable == variable
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "mysql://me:hunter2@host/db",
+        "postgresql+pg8000://me:hun@ter2@h/db",
+        "x://a:hunter2@",
+        "me:hunter2@host",
+        "my://@h/?password=hunter2",
+    ],
+)
+def test_a_refused_url_is_shown_without_its_password(value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"JOBSTORE_URL": value})
+    assert "ter2" not in str(caught.value)
+    assert "***" in str(caught.value)
+
+
+def test_empty_counts_as_unset() -> None:
+    names = ("JOBSTORE_URL", "DATABASE_URL", "SCHEDULER_TIMEZONE", "SCHEDULER_THREADS", "NODE_NAME", "SECRET_KEY_FILE")
+    assert Settings.load(dict.fromkeys(names, "")) == Settings.load({})
+
+
+def test_relative_places_count_from_the_project_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.load({"USERDATA_DIR": "data", "JOBSTORE_URL": "sqlite:///data/jobs.db"})
+
+    assert settings.userdata_dir == PROJECT_ROOT / "data"
+    assert settings.tasks_dir == PROJECT_ROOT / "data" / "tasks"
+    assert settings.jobstore_url == f"sqlite:///{PROJECT_ROOT}/data/jobs.db"
+    assert settings.database_url == f"sqlite:///{PROJECT_ROOT}/data/whalefall.db"
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_postgresql_gets_the_driver_that_is_installed(scheme: str) -> None:
+    settings = Settings.load({"JOBSTORE_URL": f"{scheme}://me:p%40ss@db/jobs"})
+    assert settings.jobstore_url == "postgresql+psycopg://me:p%40ss@db/jobs"
+
+
+def test_networks_are_normalised() -> None:
+    settings = Settings.load({"TRUSTED_PROXIES": "10.1.2.3/8, 192.0.2.1 fd00::/8"})
+    assert settings.trusted_proxies == ("10.0.0.0/8", "192.0.2.1/32", "fd00::/8")
+
+
+def test_a_missing_secret_stops_only_who_needs_it() -> None:
+    settings = Settings.load({})
+    with pytest.raises(SettingsError, match=r"^SECRET_KEY is not set"):
+        settings.require_secrets()
+    Settings.load(dict.fromkeys(SECRET_NAMES, "x")).require_secrets()
+
+
+@pytest.mark.parametrize("name", SECRET_NAMES)
+def test_a_secret_may_come_from_a_file(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("  with blanks \r\n", encoding="utf-8")
+
+    settings = Settings.load({f"{name}_FILE": str(file)})
+
+    assert getattr(settings, name.lower()) == "  with blanks "
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"\xff\xfe"])
+def test_a_secret_file_without_a_secret_is_named(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    settings = Settings.load({"SECRET_KEY": "x", "ADMIN_PASSWORD_FILE": str(file), "API_TOKEN": "x"})
+
+    with pytest.raises(SettingsError, match=f"^ADMIN_PASSWORD_FILE is '{re.escape(str(file))}'"):
+        settings.require_secrets()
+
+
+def test_a_secret_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="only one of API_TOKEN and API_TOKEN_FILE") as caught:
+        Settings.load({"API_TOKEN": "sesame", "API_TOKEN_FILE": str(tmp_path / "f")})
+    assert "sesame" not in str(caught.value)
+
+
+def test_settings_do_not_print_what_is_secret() -> None:
+    env = dict.fromkeys(SECRET_NAMES, "sesame") | {"JOBSTORE_URL": "postgresql://me:sesame@db/jobs"}
+    assert "sesame" not in repr(Settings.load(env))
+
+
+def test_env_example_lists_every_variable_with_its_default() -> None:
+    example = (PROJECT_ROOT / "env.example").read_text(encoding="utf-8")
+    given = dict(re.findall(r"^([A-Z_]+)=(.*)$", example, flags=re.MULTILINE))
+    read = set(re.findall(r'"([A-Z][A-Z_]{5,})"', (PROJECT_ROOT / "app" / "settings.py").read_text(encoding="utf-8")))
+    set_by_programs = {"FLASK_RUN_FROM_CLI", "WERKZEUG_RUN_MAIN"}
+    levels = {"WARNING", "CRITICAL"}
+
+    assert Settings.load(given) == Settings.load({})
+    assert {
+        name for name in read - set_by_programs - levels if not re.search(rf"^#?{name}=", example, re.MULTILINE)
+    } == set()
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    readers = {
+        str(file.relative_to(PROJECT_ROOT))
+        for file in (PROJECT_ROOT / "app").rglob("*.py")
+        if re.search(
+            r"\bos\.(environ|getenv)\b|from os import .*\b(environ|getenv)\b", file.read_text(encoding="utf-8")
+        )
+    }
+    assert readers == {"app/settings.py"}
