@@ -239,7 +239,7 @@ def _offset(zone: tzinfo, instant: int) -> int:
     return 0 if offset is None else offset.days * DAY_S + offset.seconds
 
 
-class WallClockCronTrigger(CronTrigger):  # type: ignore[misc]
+class WallClockCronTrigger(CronTrigger):
     """APScheduler's CronTrigger with a search of its own: no fire is lost after a clock change (see above).
 
     Instants inside are whole seconds since the epoch. The search ends with MAX_YEAR.
@@ -342,7 +342,7 @@ class WallClockCronTrigger(CronTrigger):  # type: ignore[misc]
         return self.moments.next(wall) == wall
 
 
-class GridIntervalTrigger(IntervalTrigger):  # type: ignore[misc]
+class GridIntervalTrigger(IntervalTrigger):
     """APScheduler's IntervalTrigger on whole microseconds; jitter spreads fires but does not make them drift.
 
     APScheduler adds the interval to the previous fire, jitter and all, so that every fire is later than the

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from collections import Counter
@@ -48,7 +49,7 @@ def test_a_due_job_runs_and_is_on_record(store: Store, start_node: Start) -> Non
     ("function", "error"),
     [
         (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
-        (lambda: exit(3), "SystemExit: 3"),
+        (lambda: sys.exit(3), "SystemExit: 3"),
         (lambda unexpected: None, "TypeError"),
     ],
 )
@@ -208,7 +209,7 @@ class TestStop:
         first._ledger.request_run("block", "7")
         wait_until(lambda: outcomes(store)["running"], "the blocking run")
         first._ledger.request_run("job", "7")
-        wait_until(lambda: first._dispatcher.queued(), "the waiting run")
+        wait_until(first._dispatcher.queued, "the waiting run")
         start_node("n2")
         threading.Timer(0.5, release.set).start()
         assert first.stop(5)
