@@ -67,7 +67,6 @@ main() {
   result=$(in_stack flask jobs verify "$backup" ${json:+--json})
   if [[ -n $copy_to ]]; then
     step "copying it to $copy_to"
-
     docker compose cp "$SERVICE:$backup" "$copy_to/" >&2
   fi
   step "done"

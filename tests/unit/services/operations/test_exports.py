@@ -190,9 +190,7 @@ def test_bad_export_is_refused_whole(with_defaults: Runtime, tmp_path: Path, con
     assert seen(with_defaults) == before
 
 
-def test_failure_in_the_middle_leaves_nothing_applied(
-    with_defaults: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failure_in_the_middle_leaves_nothing_applied(with_defaults: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only checks: an edit that fails rolls the ones before it back."""
     change_everything(with_defaults)
     path = export_changes(with_defaults, "reset")

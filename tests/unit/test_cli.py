@@ -1,0 +1,129 @@
+"""The commands: results on standard output, one line on standard error when they fail, no scheduler started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from flask import Flask
+
+from app.default_jobs import load_default_jobs
+from app.runtime import runtime_of
+
+
+@pytest.fixture
+def run(app: Flask) -> Any:
+    runner = app.test_cli_runner()
+
+    def invoke(*arguments: str) -> Result:
+        return runner.invoke(args=list(arguments))
+
+    return invoke
+
+
+@pytest.fixture
+def defaults(app: Flask) -> list[str]:
+    """The ids of the default jobs, which are in the store."""
+    runtime = runtime_of(app)
+    jobs = load_default_jobs(runtime.settings, runtime.tasks)
+    runtime.ledger.load_defaults(jobs)
+    return [job.id for job in jobs]
+
+
+def test_list(run: Any, app: Flask, defaults: list[str]) -> None:
+    runtime_of(app).ledger.pause_job("sync_accounts", "1")
+    listed = json.loads(run("jobs", "list", "--json").stdout)
+    assert sorted(defaults) == [job["id"] for job in listed]
+    assert {job["id"]: job["state"] for job in listed}["sync_accounts"] == "paused"
+    assert "sync_accounts" in run("jobs", "list").stdout
+
+
+def test_export_and_apply(run: Any, app: Flask, defaults: list[str]) -> None:
+    runtime_of(app).ledger.pause_job("sync_accounts", "1")
+    path = Path(run("jobs", "export").stdout.strip())
+    assert path.is_file()
+    runtime_of(app).ledger.resume_job("sync_accounts", "1")
+    assert "would be changed: sync_accounts" in run("jobs", "apply-export", "latest", "--dry-run").stdout
+    assert json.loads(run("jobs", "apply-export", path.name, "--json").stdout)["changed"] == ["sync_accounts"]
+    job = runtime_of(app).ledger.get_job("sync_accounts")
+    assert job is not None
+    assert job.is_paused
+
+
+def test_backup_and_verify(run: Any, defaults: list[str]) -> None:
+    made = json.loads(run("jobs", "backup", "--reason", "unit test", "--json").stdout)
+    assert made["reason"] == "unit test"
+    assert run("jobs", "verify", "latest").stdout.strip() == made["path"]
+    assert [each["path"] for each in json.loads(run("jobs", "list-backups", "--json").stdout)] == [made["path"]]
+
+
+def test_set_aside(run: Any, app: Flask, defaults: list[str]) -> None:
+    runtime_of(app).ledger.request_run("sync_accounts", "1")
+    store = runtime_of(app).settings.userdata_dir / "scheduler.db"
+    assert run("jobs", "set-aside", "--dry-run").stdout.strip() == str(store)
+    assert store.exists()
+    aside = Path(run("jobs", "set-aside").stdout.strip())
+    assert (aside / "scheduler.db").exists()
+    assert not store.exists()
+
+
+def test_check_finds_a_damaged_store(run: Any, app: Flask, defaults: list[str]) -> None:
+    assert run("db", "check").exit_code == 0
+    runtime_of(app).jobstore.dispose()
+    (runtime_of(app).settings.userdata_dir / "scheduler.db").write_bytes(b"no database")
+    assert run("db", "check").exit_code == 3
+    assert run("db", "check", "--store", "app").exit_code == 0
+    [state] = json.loads(run("db", "check", "--store", "jobstore", "--json").stdout)
+    assert state["problem"] == "file is not a database"
+
+
+def test_waiting_says_what_is_missing(run: Any, app: Flask) -> None:
+    waited = run("jobs", "wait-defaults", "--timeout", "0.3")
+    assert waited.exit_code == 1
+    assert "default jobs not in the store: " in waited.stderr
+    assert "no scheduler has sent a heartbeat" in waited.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("jobs", "apply-export", "nope"),
+        ("jobs", "apply-export", "latest"),
+        ("jobs", "verify", "nope"),
+        ("jobs", "verify", "latest"),
+        ("jobs", "export", "--reason", "../up"),
+        ("jobs", "carry-history", "nope"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_failure(run: Any, defaults: list[str], arguments: tuple[str, ...]) -> None:
+    failed = run(*arguments)
+    assert failed.exit_code == 1
+    assert failed.stdout == ""
+    assert len(failed.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("jobs", "no-such-command"),
+        ("jobs", "backup", "--keep", "0"),
+        ("jobs", "backup", "--keep"),
+        ("jobs", "list", "--surplus"),
+        ("jobs", "apply-export"),
+        ("db", "check", "--store", "other"),
+    ],
+)
+def test_wrong_usage_is_refused(run: Any, defaults: list[str], arguments: tuple[str, ...]) -> None:
+    failed = run(*arguments)
+    assert failed.exit_code == 2
+    assert failed.stdout == ""
+    assert failed.stderr
+
+
+def test_no_command_starts_a_scheduler(run: Any, app: Flask, defaults: list[str]) -> None:
+    run("jobs", "list")
+    assert runtime_of(app).scheduler is None
+    assert runtime_of(app).ledger.nodes() == []
