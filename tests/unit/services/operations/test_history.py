@@ -40,7 +40,8 @@ def history(runtime: Runtime) -> dict[str, Any]:
 
 def logs(runtime: Runtime) -> dict[str, str]:
     with read_transaction(runtime.jobstore) as connection:
-        return {run_id: log for run_id, log in connection.execute(select(run_logs.c.run_id, run_logs.c.log))}
+        rows = connection.execute(select(run_logs.c.run_id, run_logs.c.log))
+        return {row.run_id: row.log for row in rows}
 
 
 def damage(file: Path, *, pages: range) -> None:
