@@ -82,6 +82,8 @@ RELIED_ON = (
 LOOK_S = 0.5
 """The loop looks at least this often, so that another process's edit is obeyed within a second."""
 BEAT_S = 0.9
+LATEST_BEAT_S = 1.4
+"""Well below the silence after which another node takes over what this one has not started."""
 REAP_S = 1.0
 _PURGE_NODES_S = 3600.0
 _COMPLAIN_S = 30.0
@@ -327,6 +329,7 @@ class LedgerScheduler(BackgroundScheduler):
         self._node_state: NodeState = "running"
         self._adopt = True
         self._stopping = False
+        self._awaited: int | None = None  # the moment that the loop sleeps towards
         threads_executor = LedgerThreads(threads)
         processes_executor = LedgerProcesses(processes, prepare_child)
         self._dispatcher = Dispatcher(
@@ -436,10 +439,12 @@ class LedgerScheduler(BackgroundScheduler):
 
     def _claim_and_beat(self) -> Claimed:
         started = time.monotonic()
-        beat_due = started - self._clocks.beat >= BEAT_S
         adopt, self._adopt = self._adopt, False
         claims = self.state == STATE_RUNNING and not self._stopping
-        if not (beat_due or adopt or (claims and self._anything_due())):
+        due = claims and self._anything_due()
+        # A heartbeat can wait a little, a fire cannot.
+        beat_due = started - self._clocks.beat >= (LATEST_BEAT_S if due else BEAT_S)
+        if not (beat_due or adopt or due):
             return Claimed()
         claimed = Claimed()
         with self._write() as connection:
@@ -459,6 +464,9 @@ class LedgerScheduler(BackgroundScheduler):
         return claimed
 
     def _anything_due(self) -> bool:
+        if self._awaited is not None and self._awaited <= now_us():
+            self._awaited = None
+            return True
         with self._loop_engine.connect() as connection:
             due = select(jobs.c.id).where(jobs.c.next_run_time <= database_now_us(connection), jobs.c.problem.is_(None))
             return connection.execute(due.limit(1)).first() is not None
@@ -472,6 +480,7 @@ class LedgerScheduler(BackgroundScheduler):
                 .limit(1)
             ).scalar_one_or_none()
             now = database_now_us(connection)
+        self._awaited = earliest
         claims = self.state == STATE_RUNNING and not self._stopping
         if earliest is None or not claims:
             return LOOK_S

@@ -38,9 +38,9 @@ def test_every_connection_is_set_up(engine: Engine, pragma: str, value: object) 
 def test_a_write_transaction_commits_or_leaves_nothing(engine: Engine) -> None:
     with write_transaction(engine) as connection:
         connection.exec_driver_sql("INSERT INTO t VALUES (1)")
-    with pytest.raises(RuntimeError), write_transaction(engine) as connection:
+    with pytest.raises(OperationalError), write_transaction(engine) as connection:
         connection.exec_driver_sql("INSERT INTO t VALUES (2)")
-        raise RuntimeError
+        connection.exec_driver_sql("INSERT INTO nowhere VALUES (2)")
     assert count(engine) == 1
 
 
