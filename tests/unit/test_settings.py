@@ -166,6 +166,21 @@ def test_env_example_lists_every_variable_with_its_default() -> None:
     } == set()
 
 
+def test_env_example_lists_what_the_containers_read() -> None:
+    example = (PROJECT_ROOT / "env.example").read_text(encoding="utf-8")
+    files = set((PROJECT_ROOT / "compose").glob("docker-compose.*.yml"))
+    files.discard(PROJECT_ROOT / "compose" / "docker-compose.e2e.yml")  # what only tests set
+    compose = "".join(file.read_text(encoding="utf-8") for file in files)
+    gunicorn = "".join(file.read_text(encoding="utf-8") for file in (PROJECT_ROOT / "gunicorn").glob("*.py"))
+    read = {
+        *re.findall(r"\$\{([A-Z_]+)", compose),
+        *re.findall(r"^ +([A-Z][A-Z_]+): *$", compose, re.MULTILINE),
+        *re.findall(r'environ\.get\("([A-Z_]+)"', gunicorn),
+    }
+    assert "HTTP_PORT" in read
+    assert {name for name in read if not re.search(rf"^#?{name}=", example, re.MULTILINE)} == set()
+
+
 def test_only_the_settings_read_the_environment() -> None:
     readers = {
         str(file.relative_to(PROJECT_ROOT))

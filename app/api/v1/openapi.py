@@ -7,10 +7,11 @@ from typing import Any
 
 from apiflask import APIFlask
 
-from app.api.v1.auth import PERMISSION_ATTRIBUTE
+from app.api.v1.auth import PERMISSION_ATTRIBUTE, Credentials
 from app.api.v1.csrf import HEADER as CSRF_HEADER
 from app.api.v1.csrf import WRITING_METHODS
 
+LOGIN_PATH = "/api/v1/auth/login"
 SPEC_PATH = "/api/v1/openapi.json"
 
 _SECURITY_SCHEMES = {
@@ -52,8 +53,7 @@ def init_openapi(app: APIFlask) -> None:
     app.config["AUTO_404_RESPONSE"] = False
     app.config["VALIDATION_ERROR_STATUS_CODE"] = 400
     app.config["DESCRIPTION"] = (
-        "Every answer is an envelope. Two ways in: a session with the header X-CSRFToken on writes,"
-        " or a bearer token."
+        "Every answer is an envelope. Two ways in: a session with the header X-CSRFToken on writes, or a bearer token."
     )
 
     @app.spec_processor
@@ -70,6 +70,13 @@ def init_openapi(app: APIFlask) -> None:
             for method, operation in methods.items():
                 if isinstance(operation, dict) and "responses" in operation:
                     _complete_operation(operation, method.upper(), views.get((path, method.upper())))
+                    if path == LOGIN_PATH:
+                        # Declared as input it would also be taken as text/plain, which foreign pages can send.
+                        schema = Credentials.model_json_schema()
+                        operation["requestBody"] = {
+                            "required": True,
+                            "content": {"application/json": {"schema": schema}},
+                        }
         return spec
 
 
@@ -85,9 +92,7 @@ def _complete_operation(operation: dict[str, Any], method: str, view: object) ->
     answers = operation["responses"]
     for status, answer in answers.items():
         name = "Success" if str(status).startswith("2") else "Error"
-        answer.setdefault(
-            "content", {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-        )
+        answer.setdefault("content", {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}})
         if answer["content"].get("application/json", {}).get("schema") == {}:
             answer["content"]["application/json"]["schema"] = {"$ref": f"#/components/schemas/{name}"}
     answers.setdefault(
