@@ -7,7 +7,7 @@ makes a fire vanish.
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -65,6 +65,7 @@ class Ledger:
         self.engine = engine
         self._owner = ""
         self._wake: Callable[[], None] = lambda: None
+        self._shared: tuple[Connection, int] | None = None
 
     def attach(self, owner: str, wake: Callable[[], None]) -> None:
         """Makes node `owner` of this process the owner of new runs; `wake` is called after every change."""
@@ -73,6 +74,18 @@ class Ledger:
     def detach(self) -> None:
         """New runs belong to nobody again: this process's scheduler has stopped."""
         self.attach("", lambda: None)
+
+    @contextmanager
+    def together(self) -> Iterator["Ledger"]:
+        """Edits made through the yielded ledger share one transaction: all of them, or none.
+
+        Its reads do not see the edits; they are for deciding before the first one.
+        """
+        with self._edit() as shared:
+            edits = Ledger(self.engine)
+            edits.attach(self._owner, lambda: None)  # this ledger wakes the loop, after the commit
+            edits._shared = shared
+            yield edits
 
     # Jobs
 
@@ -296,8 +309,12 @@ class Ledger:
     @contextmanager
     def _edit(self, job_id: str | None = None) -> Iterator[tuple[Connection, int]]:
         """A write transaction with its time; what is due of `job_id` is claimed first; wakes the loop at the end."""
-        with write_transaction(self.engine) as connection:
-            now = database_now_us(connection)
+        with ExitStack() as stack:
+            if self._shared is None:
+                connection = stack.enter_context(write_transaction(self.engine))
+                now = database_now_us(connection)
+            else:
+                connection, now = self._shared
             if job_id is not None:
                 claim(connection, owner=self._owner, now=now, only=job_id)
             yield connection, now

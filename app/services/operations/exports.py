@@ -32,7 +32,6 @@ from app.job_fields import (
 )
 from app.ledger import Job, Ledger, NewJob
 from app.ledger.jobs import SETTINGS
-from app.ledger.together import together
 from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.runtime import Runtime
 from app.services.operations.failure import OperationFailed
@@ -199,7 +198,7 @@ def apply_export(runtime: Runtime, path: Path, *, by: str, dry_run: bool = False
     jobs = {reading.job.id: reading.job for reading in _all_jobs(runtime.ledger)}
     edits, warnings = _plan(runtime, path, export, jobs)
     if not dry_run:
-        with together(runtime.ledger) as ledger:
+        with runtime.ledger.together() as ledger:
             for edit in edits:
                 edit.apply(ledger, by)
 

@@ -244,3 +244,14 @@ def test_a_job_is_read_by_one_query(store: Store) -> None:
     event.listen(store.engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
     store.ledger.get_job("job")
     assert len([statement for statement in statements if statement.startswith("SELECT")]) == 1
+
+
+def test_edits_made_together_are_all_or_none(store: Store) -> None:
+    store.add("a")
+    with pytest.raises(NotFound), store.ledger.together() as edits:
+        edits.pause_job("a", by="test")
+        edits.pause_job("ghost", by="test")
+    assert not stored(store, "a").is_paused
+    with store.ledger.together() as edits:
+        edits.pause_job("a", by="test")
+    assert stored(store, "a").is_paused
