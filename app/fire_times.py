@@ -91,9 +91,7 @@ class ClockTimes:
                 for day in january
                 if any(expression.get_next_value(day, self._field_day) == day.day for expression in plain)
             )
-        self.every_day = all(
-            limit is None for limit in (self.years, self.months, self.days, self.weeks, self.weekdays)
-        )
+        self.every_day = all(limit is None for limit in (self.years, self.months, self.days, self.weeks, self.weekdays))
 
     def next(self, wall: int) -> int | None:
         """The first clock time at or after wall; None when there is none up to the last year."""
@@ -182,15 +180,13 @@ class ClockTimes:
         return None
 
     def _at_position(self, current: date) -> bool:
-        return any(
-            expression.get_next_value(current, self._field_day) == current.day
-            for expression in self.positions
-        )
+        return any(expression.get_next_value(current, self._field_day) == current.day for expression in self.positions)
 
 
 _LAST_DAY = date(MAX_YEAR, 12, 31).toordinal() - _EPOCH_ORDINAL
 
 
+@lru_cache(maxsize=4096)  # most triggers share them
 def _ordered(values: frozenset[int] | None, size: int) -> tuple[int, ...]:
     return tuple(range(size)) if values is None else tuple(sorted(values))
 
@@ -261,11 +257,7 @@ class WallClockCronTrigger(CronTrigger):
         fire = datetime.fromtimestamp(instant, self.timezone)
         if self.jitter:
             fire = later(fire, random.uniform(0, self.jitter))  # noqa: S311 - spreads load, guards nothing
-            fire = (
-                min(fire, self.end_date, key=datetime.timestamp).astimezone(self.timezone)
-                if self.end_date
-                else fire
-            )
+            fire = min(fire, self.end_date, key=datetime.timestamp).astimezone(self.timezone) if self.end_date else fire
         return fire
 
     def first_at(self, instant: int) -> int | None:
@@ -278,9 +270,7 @@ class WallClockCronTrigger(CronTrigger):
             wall = self.moments.next(instant + offset)
             # Without a clock time ahead a coming change may still repeat one that is behind.
             found = None if wall is None else wall - offset
-            change = next(
-                clock_changes(self.timezone, instant, instant + DAY_S if found is None else found), None
-            )
+            change = next(clock_changes(self.timezone, instant, instant + DAY_S if found is None else found), None)
             if change is None or (moved is not None and moved < change.at):
                 break
             moved = min((m for m in (moved, self._moved_by(change)) if m is not None), default=None)
@@ -298,8 +288,7 @@ class WallClockCronTrigger(CronTrigger):
         if stop <= start:
             return 0
         total = sum(
-            start <= moved < stop and not self._is_clock_time(moved)
-            for moved in self._moved(start - DAY_S, stop - 1)
+            start <= moved < stop and not self._is_clock_time(moved) for moved in self._moved(start - DAY_S, stop - 1)
         )
         offset = _offset(self.timezone, start)
         for change in clock_changes(self.timezone, start, stop - 1):

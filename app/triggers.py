@@ -111,9 +111,7 @@ CRONTAB_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")  # as in cr
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 POSITIONS = ("1st", "2nd", "3rd", "4th", "5th", "last")
 
-_TERM = re.compile(
-    r"(?:(?P<all>\*)|(?P<first>[0-9a-z]{1,9})(?:-(?P<last>[0-9a-z]{1,9}))?)(?:/(?P<step>[0-9]{1,4}))?"
-)
+_TERM = re.compile(r"(?:(?P<all>\*)|(?P<first>[0-9a-z]{1,9})(?:-(?P<last>[0-9a-z]{1,9}))?)(?:/(?P<step>[0-9]{1,4}))?")
 _POSITION = re.compile(rf"(?P<position>{'|'.join(POSITIONS)})\s+(?P<weekday>[0-7]|{'|'.join(WEEKDAYS)})")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})")
 _ZONE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+\-/]{0,63}")
@@ -222,9 +220,7 @@ def _parse_timezone(value: Any, default: str, warnings: list[tuple[str, dict[str
     name = value.strip() if isinstance(value, str) else None
     if name is not None and known_timezone(name):
         return name
-    warnings.append(
-        (_N("未知的时区 %(value)s，已改用 %(fallback)s"), {"value": _short(value), "fallback": default})
-    )
+    warnings.append((_N("未知的时区 %(value)s，已改用 %(fallback)s"), {"value": _short(value), "fallback": default}))
     return default
 
 
@@ -487,7 +483,7 @@ def _parse_moment(
             moment = datetime.fromisoformat(value.strip())
         except ValueError:
             moment = None
-    if moment is None or not MIN_YEAR < moment.year <= MAX_YEAR:  # a day more on either side, for any offset
+    if moment is None or not MIN_YEAR <= moment.year <= MAX_YEAR:
         raise ValidationError(
             _N("%(field)s 的值 %(value)s 不是可用的时间"),
             params={"field": field, "value": _short(value)},
@@ -547,11 +543,7 @@ def _check_fires(spec: Spec, payload: Mapping[str, Any], now: datetime, allow_pa
             value=value,
             accepted=_N("至少有一个将来的触发时刻"),
         )
-    given = {
-        name: payload[name]
-        for name in sorted(TRIGGER_FIELDS & set(payload))
-        if payload[name] not in (None, "")
-    }
+    given = {name: payload[name] for name in sorted(TRIGGER_FIELDS & set(payload)) if payload[name] not in (None, "")}
     given.pop("trigger_type", None)
     field = "cron_expression" if payload.get("cron_expression") else next(iter(given), "cron_expression")
     raise ValidationError(
@@ -596,19 +588,13 @@ def _build(canonical: str) -> BaseTrigger:
     if spec["type"] == "date":
         return DateTrigger(run_date=datetime.fromisoformat(spec["run_date"]).astimezone(zone))
     limits: dict[str, Any] = {
-        name: datetime.fromisoformat(spec[name]).astimezone(zone)
-        for name in ("start_date", "end_date")
-        if name in spec
+        name: datetime.fromisoformat(spec[name]).astimezone(zone) for name in ("start_date", "end_date") if name in spec
     }
     limits |= {"timezone": zone, "jitter": spec.get("jitter")}
     if spec["type"] == "interval":
-        return GridIntervalTrigger(
-            **{name: spec[name] for name in INTERVAL_SECONDS if name in spec}, **limits
-        )
+        return GridIntervalTrigger(**{name: spec[name] for name in INTERVAL_SECONDS if name in spec}, **limits)
     if spec["type"] == "cron":
-        return WallClockCronTrigger(
-            **{name: spec[name] for name in CRON_FIELD_NAMES if name in spec}, **limits
-        )
+        return WallClockCronTrigger(**{name: spec[name] for name in CRON_FIELD_NAMES if name in spec}, **limits)
     raise ValueError(f"unknown trigger type {spec['type']!r}, accepted: {', '.join(TRIGGER_TYPES)}")
 
 
@@ -639,9 +625,7 @@ def fold_fires(
     if isinstance(trigger, GridIntervalTrigger):
         last_moment = until.astimezone(UTC) if trigger.end_date is None else min(until, trigger.end_date)
         start = (
-            trigger.first_at(later(first, 1e-6))
-            if trigger.jitter
-            else later(first, trigger.interval.total_seconds())
+            trigger.first_at(later(first, 1e-6)) if trigger.jitter else later(first, trigger.interval.total_seconds())
         )
         steps = 0
         if start is not None and start <= last_moment:
@@ -842,9 +826,7 @@ def _describe_cron(spec: Spec, locale: str) -> str:
     expression = " ".join(
         [args["second"], args["minute"], args["hour"], day, args["month"], weekday, args["year"] or "*"]
     )
-    options = Options(
-        locale_code="en_US" if locale == "en" else "zh_CN", use_24hour_time_format=True, verbose=True
-    )
+    options = Options(locale_code="en_US" if locale == "en" else "zh_CN", use_24hour_time_format=True, verbose=True)
     try:
         text = str(ExpressionDescriptor(expression, options).get_description())
     except Exception:  # noqa: BLE001, RUF100 - APScheduler has fields (lists of positions) that it does not know
