@@ -7,7 +7,8 @@ What a clock change does to cron jobs (the same rules in next_fire, in counts an
 These are APScheduler's rules, without its loss: APScheduler 3.11 resets the lesser fields by adding elapsed
 time, comes out an hour late when the sum crosses a spring change, and so skips the fires of the first hour
 of the next day or month (daily 00:30 in Berlin: no fire on 30 March 2026; monthly at 00:30 in New York:
-never in April). Hence WallClockCronTrigger, which keeps APScheduler's fields and replaces the search.
+never in April; agronholm/apscheduler#529 and #606). Hence WallClockCronTrigger, which keeps APScheduler's
+fields and replaces the search.
 """
 
 from __future__ import annotations
