@@ -205,19 +205,24 @@ def _inside(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.No
     return None
 
 
-def _repeated_keys(node: yaml.Node | None) -> Iterator[yaml.Node]:
+def _repeated_keys(root: yaml.Node | None) -> Iterator[yaml.Node]:
     """Keys that stand twice in their mapping: YAML would silently keep the last."""
-    if isinstance(node, yaml.SequenceNode):
-        for entry in node.value:
-            yield from _repeated_keys(entry)
-    elif isinstance(node, yaml.MappingNode):
+    nodes, visited = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in visited:  # an alias may lead back
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
         seen: set[str] = set()
         for key, value in node.value:
+            nodes.append(value)
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     yield key
                 seen.add(key.value)
-            yield from _repeated_keys(value)
 
 
 def _as_text(value: Any) -> Any:

@@ -11,7 +11,7 @@ from flask import Flask, has_app_context
 from sqlalchemy import Engine, inspect
 
 from app.default_jobs import load_default_jobs
-from app.ledger import Ending, LedgerScheduler, ReloadReport, Ticket, execute
+from app.ledger import Ending, LedgerScheduler, ReloadReport, Ticket, capture, execute
 from app.runtime import Runtime, current_runtime, runtime_of
 from app.settings import Settings
 from app.tasks import BUILTIN_TASK_IDS
@@ -118,6 +118,7 @@ def _prepare_child(settings: Settings) -> None:
     from app import create_app  # noqa: PLC0415 - create_app starts the scheduler, so it imports this module
 
     _child_app = create_app(settings, init_scheduler_on_start=False)
+    capture.install()
 
 
 def _run_in_child(ticket: Ticket) -> Ending:
