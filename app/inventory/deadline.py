@@ -19,17 +19,31 @@ class SocketDeadline:
         # A duplicate: the connection's own number may belong to another socket by the time it is used.
         self._socket = socket.socket(fileno=os.dup(fileno))
         self._lock = threading.Lock()
-        self.seconds = seconds
         self.expired = False
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-        self._timer.start()
+        self._timer = self._started(seconds)
+
+    @property
+    def seconds(self) -> float:
+        """The limit that holds now."""
+        return self._timer.interval
+
+    def restart(self, seconds: float) -> None:
+        """Allow `seconds` from now on instead. An expired deadline stays expired."""
+        self._timer.cancel()
+        if not self.expired:
+            self._timer = self._started(seconds)
 
     def cancel(self) -> None:
         """Forget it. Can be called twice."""
         self._timer.cancel()
         with self._lock:
             self._socket.close()
+
+    def _started(self, seconds: float) -> threading.Timer:
+        timer = threading.Timer(seconds, self._expire)
+        timer.daemon = True
+        timer.start()
+        return timer
 
     def _expire(self) -> None:
         with self._lock:

@@ -205,8 +205,7 @@ class MysqlConnector:
                 self._deadline.cancel()
                 sock.close()
                 raise
-            self._deadline.cancel()
-            self._deadline = SocketDeadline(sock.fileno(), READ_TIMEOUT_S)
+            self._deadline.restart(READ_TIMEOUT_S)  # not a new one: TLS has taken `sock` over
         return connection
 
     def _prepare_session(self) -> None:

@@ -115,6 +115,17 @@ def test_deadline_ends_a_read_that_would_never_end():
         deadline.cancel()
 
 
+def test_a_restarted_deadline_counts_anew():
+    left, right = socket.socketpair()
+    with left, right:
+        deadline = SocketDeadline(left.fileno(), 60)
+        deadline.restart(0.1)
+        assert deadline.seconds == 0.1
+        assert left.recv(1) == b""
+        assert deadline.expired
+        deadline.cancel()
+
+
 def test_cancelled_deadline_leaves_the_connection_alone():
     left, right = socket.socketpair()
     with left, right:
