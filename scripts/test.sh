@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Sets up all that the tests need, and runs lint, types, unit and end-to-end tests.
 set -Eeuo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
-source scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
 
-VENV=.venv
-LOCK=requirements/test.txt
+readonly VENV=.venv LOCK=requirements/test.txt
 
 usage() {
   cat <<'TEXT'
@@ -28,7 +27,7 @@ TEXT
 find_python() {
   local name
   for name in python3 python3.13 python3.12 python3.11; do
-    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
       echo "$name"
       return
     fi
@@ -41,26 +40,35 @@ set_up_venv() {
   local python wanted
   python=$(find_python)
   wanted=$("$python" -VV | cat - "$LOCK" | sha256sum | cut -d ' ' -f 1)
-  if [[ -x $VENV/bin/python && $(cat "$VENV/lock.sha256" 2>/dev/null) == "$wanted" ]]; then
+  if [[ -x $VENV/bin/python && $(cat "$VENV/lock.sha256" 2> /dev/null) == "$wanted" ]]; then
     return
   fi
-  say "installing the Python packages of $LOCK in $VENV"
+  step "installing the Python packages of $LOCK in $VENV"
   rm -rf "$VENV"
-  if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+  if ! "$python" -c 'import ensurepip, venv' 2> /dev/null; then
     is_root || die "Python's venv module is missing: apt-get install python3-venv"
     install_packages python3-venv
   fi
   "$python" -m venv "$VENV"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --requirement "$LOCK" >&2
-  echo "$wanted" >"$VENV/lock.sha256"
+  echo "$wanted" > "$VENV/lock.sha256"
 }
 
 set_up_browser() {
-  command -v chromium >/dev/null && return
+  has chromium && return
   is_root || die "no chromium on this machine: apt-get install chromium"
-  say "installing Chromium"
+  step "installing Chromium"
   # The pages are Chinese first: without a font their screenshots are boxes.
   install_packages chromium fonts-noto-cjk
+}
+
+# The engine, and the images as the tree is now.
+set_up_images() {
+  local may_install=false
+  [[ ${CI-} != true ]] || may_install=true
+  ensure_engine "$may_install"
+  prepare_build "$may_install"
+  build_images
 }
 
 # Shell scripts by their first line: not all have an extension.
@@ -74,7 +82,7 @@ forbid_registry_hosts() {
   local hosts='p[y]pi\.org|p[y]thonhosted\.org|d[e]b\.debian\.org|security\.d[e]bian|snapshot\.d[e]bian'
   hosts+='|archive\.u[b]untu|security\.u[b]untu|ports\.u[b]untu|registry\.n[p]mjs|registry\.y[a]rnpkg'
   if git grep --untracked -nIE "$hosts" >&2; then
-    say "the lines above name a package registry"
+    step "the lines above name a package registry"
     return 1
   fi
 }
@@ -86,7 +94,7 @@ lint() {
   mapfile -t dockerfiles < <(git ls-files --cached --others --exclude-standard -- '*Dockerfile*')
   mapfile -t yaml < <(git ls-files --cached --others --exclude-standard -- '*.yml' '*.yaml')
   check() {
-    say "$1"
+    step "$1"
     "${@:2}" >&2 || failed+=("$1")
   }
   check ruff ruff check .
@@ -135,7 +143,7 @@ main() {
   if [[ -n $e2e ]]; then
     folders+=(e2e)
     set_up_browser
-    set_up_stack
+    set_up_images
   fi
   ((${#folders[@]})) || return 0
   # One pytest for both: one summary, and it is the last thing printed.
