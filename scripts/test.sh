@@ -50,7 +50,7 @@ set_up_venv() {
     install_packages python3-venv
   fi
   "$python" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --requirement "$LOCK" >&2
+  "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes --requirement "$LOCK" >&2
   echo "$wanted" > "$VENV/lock.sha256"
 }
 
@@ -71,10 +71,10 @@ set_up_images() {
   build_images
 }
 
-# Shell scripts by their first line: not all have an extension.
+# Shell scripts by their first line: not all have an extension. A link may point to a file that is not there yet.
 shell_scripts() {
   git ls-files --cached --others --exclude-standard -z |
-    xargs -0 grep -lIE --max-count=1 '^#!(/usr)?/bin/(env )?(ba|da)?sh' --
+    xargs -0 grep -slIE --max-count=1 '^#!(/usr)?/bin/(env )?(ba|da)?sh' --
 }
 
 # Lock files hold no addresses, and images take their mirrors from the host. The brackets keep this file clean.
