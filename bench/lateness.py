@@ -110,7 +110,6 @@ def measure_whalefall(plan: Plan) -> Figures:
     """Our scheduler, as the product starts it, with the ledger checked afterwards."""
     from app import create_app
     from app.ledger import NewJob
-    from app.ledger.together import together
     from app.runtime import runtime_of
     from app.scheduler import stop_scheduler
     from app.settings import Settings
@@ -139,7 +138,7 @@ def measure_whalefall(plan: Plan) -> Figures:
     try:
         first = plan.first_tick() + timedelta(seconds=plan.jobs // 250)
         trigger = interval_spec(plan, first)
-        with together(runtime.ledger) as ledger:
+        with runtime.ledger.together() as ledger:
             for number in range(plan.jobs):
                 ledger.add_job(NewJob(id=f"job-{number:05}", task="note_arrival", trigger=trigger), by="bench")
         assert datetime.now(UTC) < first, "adding the jobs took longer than expected"

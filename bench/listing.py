@@ -39,7 +39,6 @@ from app import create_app
 from app.db.jobstore_tables import runs
 from app.ledger import NewJob
 from app.ledger.run_ids import new_run_id
-from app.ledger.together import together
 from app.runtime import Runtime, runtime_of
 from app.scheduler import stop_scheduler
 from app.settings import Settings
@@ -88,7 +87,7 @@ def settings_for(folder: Path) -> Settings:
 
 def fill_store(runtime: Runtime, jobs: int, history: int) -> None:
     """Jobs that do not fire meanwhile; one with a long history, each other one with a run."""
-    with together(runtime.ledger) as ledger:
+    with runtime.ledger.together() as ledger:
         for number in range(jobs):
             ledger.add_job(NewJob(id=job_id(number), task="purge_run_history", trigger=NEVER_SOON), by="bench")
     path = runtime.jobstore.url.database
