@@ -1,0 +1,154 @@
+"""The services as other code calls them: by name, without a request, in a process without a scheduler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from app.errors import Forbidden, NotFound, PreconditionFailed, ValidationError
+from app.ledger import NewJob
+from app.runtime import Runtime
+from app.scheduler import _reload_all_jobs
+from app.services.scheduler.scheduler_actions_service import (
+    SchedulerActionsService,
+    SchedulerJobsReloadResult,
+)
+from app.services.scheduler.scheduler_job_write_service import SchedulerJobWriteService
+from app.services.scheduler.scheduler_jobs_read_service import SchedulerJobsReadService
+from app.services.scheduler.scheduler_runs_read_service import SchedulerRunsReadService
+from app.services.scheduler.scheduler_status_read_service import SchedulerStatusReadService
+from app.services.scheduler.scheduler_trigger_preview_service import SchedulerTriggerPreviewService
+from app.tasks import BUILTIN_TASK_IDS
+
+CRON: dict[str, Any] = {"trigger_type": "cron", "hour": 3}
+
+
+@pytest.fixture
+def loaded(app: Flask, runtime: Runtime) -> Runtime:
+    """A store with the default jobs, in a process that runs no scheduler; inside its context."""
+    with app.app_context():
+        _reload_all_jobs()
+        yield runtime
+
+
+def test_the_context_gives_the_runtime(loaded: Runtime) -> None:
+    assert [job.id for job in SchedulerJobsReadService().list_jobs()] == sorted(BUILTIN_TASK_IDS)
+    assert SchedulerJobsReadService().get_job("sync_accounts").trigger == "cron[hour='1', minute='0']"
+
+
+def test_no_context_is_needed_with_a_runtime(runtime: Runtime) -> None:
+    _reload_all_jobs(runtime)
+    assert len(SchedulerJobsReadService(runtime).list_jobs()) == len(BUILTIN_TASK_IDS)
+    run = SchedulerActionsService(runtime).start_run("sync_accounts", 7)
+    assert SchedulerRunsReadService(runtime).get_run(run.run_id).created_by == "7"
+    assert SchedulerStatusReadService(runtime).status().queue.pending == 1
+
+
+def test_run_job_in_background_answers_the_name_of_the_run(loaded: Runtime) -> None:
+    service = SchedulerActionsService()
+    name = service.run_job_in_background(job_id="sync_accounts", created_by=None)
+    assert name.startswith("sync_accounts")
+    (run,) = SchedulerRunsReadService().history("sync_accounts").items
+    assert name.endswith(run.run_id)
+    assert (run.outcome, run.created_by) == ("pending", "system"), "a scheduler elsewhere takes it"
+    with pytest.raises(NotFound):
+        service.run_job_in_background("nothing")
+    with pytest.raises(ValidationError):
+        service.run_job_in_background("sync_accounts")
+
+
+def test_reload_jobs(loaded: Runtime) -> None:
+    SchedulerActionsService().pause("sync_accounts")
+    result = SchedulerActionsService().reload_jobs()
+    assert isinstance(result, SchedulerJobsReloadResult)
+    assert set(result.deleted) == set(result.reloaded) == BUILTIN_TASK_IDS
+    assert result.deleted_count == result.reloaded_count == len(BUILTIN_TASK_IDS)
+    assert result.failed == {}
+    assert (loaded.settings.userdata_dir / "exports" / result.export).is_file()
+
+
+def test_load_and_upsert(loaded: Runtime) -> None:
+    service = SchedulerJobWriteService()
+    job = service.load("sync_accounts")
+    saved = service.upsert(CRON, job, by="1", if_revision=job.revision)
+    assert saved.job.trigger["hour"] == "3"
+    assert saved.job.updated_by == "1"
+    assert saved.job.overrides == ("trigger",)
+    with pytest.raises(PreconditionFailed):
+        service.upsert(CRON, job, if_revision=job.revision)
+    with pytest.raises(NotFound):
+        service.load("nothing")
+    created = service.upsert({**CRON, "id": "mine", "task": "purge_run_history"}).job
+    assert (created.id, created.source, created.created_by) == ("mine", "own", "system")
+
+
+@pytest.mark.parametrize("payload", [{}, None, [], "cron", {"hour": 3}, {**CRON, "unknown": 1}])
+def test_upsert_checks_whoever_calls_it(loaded: Runtime, payload: Any) -> None:
+    service = SchedulerJobWriteService()
+    job = service.load("sync_accounts")
+    with pytest.raises(ValidationError):
+        service.upsert(payload, job)
+    with pytest.raises(ValidationError):
+        service.upsert(payload)
+    assert service.load("sync_accounts") == job
+
+
+def test_a_job_of_the_defaults_file_is_not_changed(loaded: Runtime) -> None:
+    trigger = {"type": "cron", "hour": "1", "timezone": "UTC"}
+    loaded.ledger.add_job(NewJob(id="d", task="purge_run_history", trigger=trigger, source="default"), "x")
+    service = SchedulerJobWriteService()
+    with pytest.raises(Forbidden):
+        service.upsert(CRON, service.load("d"))
+    with pytest.raises(Forbidden):
+        service.delete(service.load("d"))
+
+
+def test_a_new_task_is_checked_with_the_old_kwargs(loaded: Runtime) -> None:
+    service = SchedulerJobWriteService()
+    new = {**CRON, "id": "mine", "task": "backup_jobstore", "kwargs": {"keep": 2}}
+    job = service.upsert(new).job
+    with pytest.raises(ValidationError) as refused:
+        service.upsert({**CRON, "task": "sync_accounts"}, job)
+    assert refused.value.field == "kwargs.keep"
+    changed = service.upsert({**CRON, "task": "sync_accounts", "kwargs": {}}, job).job
+    assert (changed.task, dict(changed.kwargs)) == ("sync_accounts", {})
+
+
+def test_an_empty_name_becomes_the_id(loaded: Runtime) -> None:
+    service = SchedulerJobWriteService()
+    job = service.upsert({**CRON, "id": "mine", "task": "purge_run_history", "name": "x"}).job
+    assert service.upsert({**CRON, "name": ""}, job).job.name == "mine"
+
+
+def test_the_dashboard(loaded: Runtime) -> None:
+    SchedulerActionsService().start_run("sync_accounts", 1)
+    shown = SchedulerStatusReadService().dashboard(upcoming=2)
+    assert [run.job_id for run in shown.running] == ["sync_accounts"]
+    assert [run.job_id for run in shown.recent] == ["sync_accounts"]
+    assert (shown.alarms, shown.late) == ([], [])
+    assert [job.id for job in shown.upcoming] == sorted(
+        (job.id for job in shown.upcoming), key=lambda job_id: SchedulerJobsReadService().get_job(job_id).next_run_time
+    )
+    assert len(shown.upcoming) == 2
+    assert shown.status.nodes == []
+
+
+def test_the_preview_speaks_the_readers_language(loaded: Runtime) -> None:
+    chinese, english = (
+        SchedulerTriggerPreviewService(language=language).preview(CRON).preview.description for language in ("zh", "en")
+    )
+    assert chinese != english
+    spec = SchedulerJobWriteService().load("sync_accounts").trigger
+    assert len(SchedulerTriggerPreviewService().of_job(spec, 3).fires) == 3
+
+
+def test_an_export_that_cannot_be_written_stops_the_reload(loaded: Runtime) -> None:
+    SchedulerJobWriteService().upsert({**CRON, "id": "mine", "task": "purge_run_history"})
+    exports: Path = loaded.settings.userdata_dir / "exports"
+    exports.write_text("a file where the folder belongs", encoding="utf-8")
+    with pytest.raises(Exception, match="没有重新加载"):
+        SchedulerActionsService().reload_jobs()
+    assert SchedulerJobsReadService().get_job("mine").is_active
