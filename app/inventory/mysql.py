@@ -233,7 +233,7 @@ class MysqlConnector:
                 raise InstanceError(f"no answer within {self._deadline.seconds:g} s") from error
             detail = error.args[-1] if isinstance(error, pymysql.MySQLError) and error.args else error
             text = " ".join(str(detail).split()) or type(error).__name__
-            raise InstanceError(text.replace(self._password, "***") if self._password else text) from error
+            raise InstanceError(text) from error
 
 
 def _grantee(name: str, host: str) -> str:

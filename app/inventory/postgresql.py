@@ -237,7 +237,7 @@ class PostgresqlConnector:
             if deadline is not None and deadline.expired:
                 raise InstanceError(f"no answer within {deadline.seconds:g} s") from error
             text = " ".join(str(error).split()) or type(error).__name__
-            raise InstanceError(text.replace(self._password, "***") if self._password else text) from error
+            raise InstanceError(text) from error
 
 
 _LEVELS = ("databases", "schemas", "tables", "columns")
