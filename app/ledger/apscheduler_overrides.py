@@ -53,7 +53,7 @@ from app.ledger.recover import Silence, find_suspects, hand_back, own_pending, r
 from app.ledger.run_ids import new_run_id
 from app.ledger.runs import Ticket
 from app.ledger.watchdog import Watchdog
-from app.triggers import CRON_FIELD_NAMES, build_trigger
+from app.triggers import CRON_FIELD_NAMES, build_trigger, known_timezone
 
 logger = logging.getLogger(__name__)
 
@@ -257,23 +257,26 @@ def unknown_task(**_kwargs: Any) -> None:
 
 def spec_of(trigger: BaseTrigger) -> dict[str, Any]:
     """The spec (see app.triggers) of an APScheduler trigger; ValueError for a kind that a spec cannot hold."""
-    spec: dict[str, Any] = {}
     if isinstance(trigger, DateTrigger):
-        zone = trigger.run_date.tzinfo
-        return {"type": "date", "run_date": trigger.run_date.isoformat(), "timezone": str(zone)}
-    if isinstance(trigger, CronTrigger):
-        spec = {"type": "cron"}
-        spec |= {f.name: str(f) for f in trigger.fields if f.name in CRON_FIELD_NAMES and not f.is_default}
-    elif isinstance(trigger, IntervalTrigger):
-        spec = {"type": "interval", "seconds": trigger.interval.total_seconds()}
-    else:
+        zone = str(trigger.run_date.tzinfo)  # a plain offset has no name to keep, and a date needs none
+        zone = zone if known_timezone(zone) else "UTC"
+        return {"type": "date", "run_date": trigger.run_date.isoformat(), "timezone": zone}
+    if not isinstance(trigger, CronTrigger | IntervalTrigger):
         raise ValueError(f"a job's trigger is a cron, an interval or a date, not {type(trigger).__name__}")
+    spec: dict[str, Any] = {"timezone": str(trigger.timezone)}
+    if not known_timezone(spec["timezone"]):
+        raise ValueError(f"a trigger needs a named time zone such as Asia/Shanghai, not {spec['timezone']}")
+    if isinstance(trigger, CronTrigger):
+        spec["type"] = "cron"
+        spec |= {f.name: str(f) for f in trigger.fields if f.name in CRON_FIELD_NAMES and not f.is_default}
+    else:
+        spec |= {"type": "interval", "seconds": trigger.interval.total_seconds()}
     for name in ("start_date", "end_date"):
         if (moment := getattr(trigger, name)) is not None:
             spec[name] = moment.isoformat()
     if trigger.jitter:
         spec["jitter"] = trigger.jitter
-    return {**spec, "timezone": str(trigger.timezone)}
+    return spec
 
 
 @dataclass(slots=True)

@@ -5,11 +5,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.combining import AndTrigger
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.date import DateTrigger
+from apscheduler.triggers.interval import IntervalTrigger
 
-from app.ledger.apscheduler_overrides import RELIED_ON, REPLACED
+from app.ledger.apscheduler_overrides import RELIED_ON, REPLACED, spec_of
+from app.triggers import build_trigger
 
 # When one differs: read the change, adapt the overrides, then put the new digest here.
 DIGESTS: dict[str, str] = {
@@ -40,3 +47,32 @@ def digest(function: Callable[..., Any]) -> str:
 @pytest.mark.parametrize("function", [*REPLACED, *RELIED_ON], ids=lambda function: function.__qualname__)
 def test_apschedulers_source_is_what_the_overrides_were_written_for(function: Callable[..., Any]) -> None:
     assert digest(function) == DIGESTS[function.__qualname__]
+
+
+EIGHT = timezone(timedelta(hours=8))
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        CronTrigger(day_of_week="mon-fri", hour=3, timezone="Asia/Shanghai", jitter=5),
+        CronTrigger.from_crontab("*/5 1-3 * * *", timezone="UTC"),
+        IntervalTrigger(minutes=7, start_date=NOON, end_date=NOON + timedelta(days=1), timezone=UTC),
+        DateTrigger(NOON.astimezone(EIGHT)),
+        DateTrigger(NOON, timezone="Asia/Shanghai"),
+    ],
+)
+def test_a_triggers_spec_makes_the_same_fires(trigger: BaseTrigger) -> None:
+    rebuilt = build_trigger(spec_of(trigger))
+    ours = rebuilt.get_next_fire_time(None, NOON)
+    theirs = trigger.get_next_fire_time(None, NOON)
+    assert abs(ours - theirs) <= timedelta(seconds=getattr(trigger, "jitter", None) or 0)
+
+
+@pytest.mark.parametrize(
+    "trigger", [AndTrigger([IntervalTrigger(minutes=1)]), IntervalTrigger(minutes=1, timezone=EIGHT)]
+)
+def test_a_trigger_that_no_spec_can_hold_is_refused(trigger: BaseTrigger) -> None:
+    with pytest.raises(ValueError, match="trigger"):
+        spec_of(trigger)

@@ -248,10 +248,14 @@ def test_a_job_is_read_by_one_query(store: Store) -> None:
 
 def test_edits_made_together_are_all_or_none(store: Store) -> None:
     store.add("a")
-    with pytest.raises(NotFound), store.ledger.together() as edits:
-        edits.pause_job("a", by="test")
-        edits.pause_job("ghost", by="test")
+
+    def pause(*job_ids: str) -> None:
+        with store.ledger.together() as edits:
+            for job_id in job_ids:
+                edits.pause_job(job_id, by="test")
+
+    with pytest.raises(NotFound):
+        pause("a", "ghost")
     assert not stored(store, "a").is_paused
-    with store.ledger.together() as edits:
-        edits.pause_job("a", by="test")
+    pause("a")
     assert stored(store, "a").is_paused
