@@ -21,7 +21,7 @@ from e2e.harness.oracle import FINAL
 from e2e.harness.stack import ROOT, Stack
 from e2e.harness.waiting import wait_until
 
-PASSWORDS = {"postgresql": "read-postgres-1", "mariadb": "read-maria-2"}
+PASSWORDS = {"postgresql": "read-postgres-1", "mariadb": "读-maria-2"}
 
 MAKE_POSTGRESQL = f"""
 CREATE ROLE monitor LOGIN PASSWORD '{PASSWORDS["postgresql"]}';
@@ -264,7 +264,7 @@ def run(api: Client, job_id: str, *, within: float = 60.0) -> dict[str, Any]:
         within=within,
     )
     for password in PASSWORDS.values():
-        assert password not in json.dumps(ended)
+        assert password not in json.dumps(ended, ensure_ascii=False)
     return ended
 
 

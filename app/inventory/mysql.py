@@ -180,7 +180,7 @@ class MysqlConnector:
                 host=instance.host,
                 port=instance.port,
                 user=instance.user,
-                password=self._password,
+                password=self._password.encode(),  # the driver would take a str for Latin-1
                 charset="utf8mb4",
                 autocommit=True,
                 cursorclass=DictCursor,
