@@ -53,3 +53,15 @@ def test_scripts_import_only_files_that_are_there() -> None:
     for script in (STATIC_FOLDER / "js").glob("*.js"):
         for name in re.findall(r'^import .* from "\./([^"]+)";$', script.read_text(), re.MULTILINE):
             assert (script.parent / name).is_file(), f"{script.name} imports {name}"
+
+
+def test_scripts_that_pages_load_are_imported_by_no_other() -> None:
+    """A page loads a script by its hashed address, another script imports it by its plain one: it would run twice."""
+    loaded = set()
+    for template in (STATIC_FOLDER.parent / "templates").rglob("*.html"):
+        loaded |= set(re.findall(r"static_address\('js/([^']+)'\)", template.read_text()))
+    imported = set()
+    for script in (STATIC_FOLDER / "js").glob("*.js"):
+        imported |= set(re.findall(r'from "\./([^"]+)"', script.read_text()))
+    assert loaded
+    assert loaded & imported == set()

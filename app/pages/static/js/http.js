@@ -20,13 +20,14 @@ async function renewToken() {
   return true;
 }
 
-async function send(method, path, body, signal) {
+async function send(method, path, body, signal, ifMatch) {
   const headers = {
     Accept: "application/json",
     "Accept-Language": document.documentElement.lang,
     "X-CSRFToken": tokenElement().content,
   };
   if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (ifMatch) headers["If-Match"] = ifMatch;
   const response = await fetch(path, {
     method,
     headers,
@@ -50,14 +51,15 @@ export function goToLogin() {
 
 /**
  * One call. Resolves to {ok, status, code, message, requestId, data, meta, context}; rejects only when aborted.
- * `stayOn401` is for the login itself, where 401 means a wrong password.
+ * `ifMatch` is the ETag that the thing must still have. `stayOn401` is for the login itself, where 401 means a
+ * wrong password.
  */
-export async function callApi(method, path, { body, signal, stayOn401 = false } = {}) {
+export async function callApi(method, path, { body, signal, ifMatch, stayOn401 = false } = {}) {
   let answer;
   try {
-    answer = await send(method, path, body, signal);
+    answer = await send(method, path, body, signal, ifMatch);
     if (answer.envelope.message_code === "CSRF_INVALID" && (await renewToken())) {
-      answer = await send(method, path, body, signal); // the token ages, the session may be younger than the page
+      answer = await send(method, path, body, signal, ifMatch); // the token ages, the session may be younger than the page
     }
   } catch (error) {
     if (error.name === "AbortError") throw error;

@@ -34,11 +34,11 @@ async function watch() {
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("button[data-action]");
   if (!button || button.getAttribute("aria-busy") === "true") return;
-  const { action, jobId, notice: noticeId } = button.dataset;
+  const { action, jobId, answerIn } = button.dataset;
   button.setAttribute("aria-busy", "true");
   const answer = await ACTIONS[action](jobId);
   button.removeAttribute("aria-busy");
-  const host = document.getElementById(noticeId);
+  const host = document.getElementById(answerIn);
   if (!answer.ok) {
     showFailure(host, answer);
     return;

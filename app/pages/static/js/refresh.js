@@ -2,9 +2,8 @@
 
 import { goToLogin } from "./http.js";
 
-const INTERVAL_MS = Number(document.body.dataset.refreshMs || 0);
 let running = null;
-let timer = null;
+let following = null;
 
 function replacePart(old, fresh) {
   if (old.outerHTML === fresh.outerHTML) return;
@@ -37,24 +36,33 @@ async function fetchAndReplace() {
   }
 }
 
-/** Fetches the page now; calls made while one is under way share it. */
+/** Fetches the page now. A fetch that is under way may be older than what the caller did: another follows it. */
 export function refresh() {
-  running ??= fetchAndReplace().finally(() => {
-    running = null;
+  if (running === null) {
+    running = fetchAndReplace().finally(() => {
+      running = null;
+    });
+    return running;
+  }
+  following ??= running.then(() => {
+    following = null;
+    return refresh();
   });
-  return running;
+  return following;
 }
 
-function schedule() {
-  clearTimeout(timer);
-  timer = setTimeout(async () => {
-    const busy = document.hidden || document.querySelector("dialog[open]");
-    if (!busy) await refresh();
-    schedule();
-  }, INTERVAL_MS);
-}
-
-if (INTERVAL_MS > 0) {
+/** Fetches the page again every `intervalMs`, while it is seen and no dialog is open; 0 for never. */
+export function keepFresh(intervalMs) {
+  if (intervalMs === 0) return;
+  let timer = null;
+  const schedule = () => {
+    clearTimeout(timer);
+    timer = setTimeout(async () => {
+      const busy = document.hidden || document.querySelector("dialog[open]");
+      if (!busy) await refresh();
+      schedule();
+    }, intervalMs);
+  };
   schedule();
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden) {

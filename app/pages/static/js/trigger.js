@@ -19,6 +19,8 @@ const saveNotice = document.getElementById("trigger-notice");
 
 let jobId = "";
 let noticeId = "";
+let revision = "";
+let openerId = "";
 let typing = null;
 let asking = null;
 
@@ -124,7 +126,9 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-change-trigger]");
   if (!button) return;
   ({ jobId } = button.dataset);
-  noticeId = button.dataset.notice;
+  noticeId = button.dataset.answerIn;
+  revision = button.dataset.revision;
+  openerId = button.id;
   dialog.querySelector("[data-job-name]").textContent = button.dataset.jobName;
   saveNotice.replaceChildren();
   fill(button);
@@ -141,20 +145,25 @@ form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = form.querySelector('button[type="submit"]');
   button.disabled = true;
-  const answer = await callApi("PUT", `/api/v1/scheduler/jobs/${encodeURIComponent(jobId)}`, { body: payload() });
+  clearTimeout(typing);
+  const answer = await callApi("PUT", `/api/v1/scheduler/jobs/${encodeURIComponent(jobId)}`, {
+    body: payload(),
+    ifMatch: `"${revision}"`, // what somebody else saved since the dialog opened must not be lost
+  });
   button.disabled = false;
   if (!answer.ok) {
     showFailure(saveNotice, answer);
     return;
   }
-  dialog.close();
   const warnings = answer.meta.warnings || [];
   showNotice(document.getElementById(noticeId), {
     kind: warnings.length ? "warn" : "good",
     message: answer.message,
     details: warnings,
   });
-  await refresh();
+  await refresh(); // before closing: whoever opens the dialog again must meet the new trigger
+  dialog.close();
+  document.getElementById(openerId)?.focus(); // the button was replaced meanwhile, and the dialog gives back the old one
 });
 
 // Every zone that the browser knows, as suggestions; the server has the last word.
