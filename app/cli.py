@@ -252,7 +252,7 @@ def wait_defaults(*, timeout_s: float, as_json: bool) -> None:
             raise OperationFailed(f"not within {timeout_s:g} s: {state.missing_text()}")
         if state.missing_text() != told:
             told = state.missing_text()
-            click.echo(f"[{elapsed:4.0f} s] waiting: {told}", err=True)
+            click.echo(f"[{elapsed:4.0f}s] waiting: {told}", err=True)
         time.sleep(0.2)
     if as_json:
         _print_json({"jobs": list(state.present), "node": state.node, "waited_s": round(elapsed, 1)})

@@ -7,6 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 readonly PROGRAMS=(whalefall_web whalefall_scheduler) # in the order of stopping
 readonly DEFAULTS_WITHIN_S=90
+readonly SETTLED_WITHIN_S=30 # longer than a program's startsecs
+readonly HEALTHY_WITHIN_S=90
 readonly DAMAGED=3 # exit code of `flask db check`
 
 confirmed=false
@@ -62,14 +64,26 @@ take_lock() {
   flock --nonblock "$lock" || die "another reset is running; wait for it"
 }
 
+is_healthy() {
+  in_stack python3 -I -S /usr/local/bin/healthcheck.py > /dev/null 2>&1
+}
+
 # A container that starts over and over (a damaged store does that) is stopped as a whole, and looked after from a
 # container beside it.
 see_what_runs() {
-  local status
-  status=$(in_stack supervisorctl status "${PROGRAMS[@]}" 2> /dev/null) || true # tells by its exit code that some are stopped
-  [[ $(grep -cE ' (RUNNING|STOPPED) ' <<< "$status ") -eq ${#PROGRAMS[@]} ]] && return
-  supervised=false
-  warn "the stack does not keep running; working in a container beside it"
+  local status settled
+  while ! is_healthy; do
+    # Its exit code tells that some are stopped, as after a reset that was interrupted: no failure here.
+    status=$(in_stack supervisorctl status "${PROGRAMS[@]}" 2> /dev/null) || true
+    settled=$(grep -cE ' (RUNNING|STOPPED) ' <<< "$status ") || true # grep fails on a count of 0
+    [[ $settled -lt ${#PROGRAMS[@]} ]] || return 0
+    if [[ $status != *STARTING* || $SECONDS -ge $SETTLED_WITHIN_S ]]; then
+      supervised=false
+      warn "the stack does not keep running; working in a container beside it"
+      return 0
+    fi
+    sleep 1
+  done
 }
 
 flask_in_stack() {
@@ -111,12 +125,25 @@ stop_programs() {
 }
 
 start_programs() {
+  local program
   if $supervised; then
-    in_stack supervisorctl start "${PROGRAMS[@]}" >&2
+    # Both at once and not waited for: supervisorctl returns only when one has run for its startsecs, and nobody fires
+    # meanwhile. What follows sees for itself whether they work.
+    for program in "${PROGRAMS[@]}"; do
+      in_stack supervisorctl start "$program" > /dev/null &
+    done
   else
     docker compose up --detach --no-build "$SERVICE" >&2
   fi
   stopped=false
+}
+
+wait_until_healthy() {
+  local deadline=$((SECONDS + HEALTHY_WITHIN_S))
+  until is_healthy; do
+    [[ $SECONDS -lt $deadline ]] || die "the stack is not healthy; docker compose logs $SERVICE says why"
+    sleep 0.5
+  done
 }
 
 # However this script ends, what it stopped runs again.
@@ -183,6 +210,7 @@ main() {
     die "the default jobs are not back; docker compose logs $SERVICE says why. The old store is in $aside"
   step "carrying the run history over"
   history=$(flask_in_stack jobs carry-history) || warn "the history was not carried over; the old store stays in $aside"
+  wait_until_healthy
   step "done"
   report
 }
