@@ -86,8 +86,8 @@ def stop_scheduler() -> None:
     if runtime is None or runtime.scheduler is None:
         return
     atexit.unregister(stop_scheduler)
-    scheduler, runtime.scheduler = runtime.scheduler, None
-    if not scheduler.stop(runtime.settings.drain_s):
+    # It stays in the runtime: a request that is still served must not be told that this process runs none.
+    if not runtime.scheduler.stop(runtime.settings.drain_s):
         logger.warning("some runs did not end within %s s and are called lost", runtime.settings.drain_s)
 
 

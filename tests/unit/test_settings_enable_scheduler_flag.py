@@ -82,7 +82,7 @@ def test_an_app_with_a_scheduler_until_it_is_stopped(settings: Settings) -> None
             assert get_scheduler() is None, "in a context: that app's"
     finally:
         stop_scheduler()
-    assert runtime_of(app).scheduler is None
+    assert not scheduler.running
     assert get_scheduler() is None
     stop_scheduler()
 

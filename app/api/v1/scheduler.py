@@ -515,7 +515,9 @@ def _loop() -> tuple[dict[str, Any], bool, bool]:
     """What is told of the loop, whether it turns, and whether it reaches its store too."""
     running = current_runtime().scheduler
     if running is None:
-        return {"scheduler": "not running in this process"}, False, False
+        return {"scheduler": "not in this process"}, False, False
+    if not running.running:
+        return {"scheduler": "stopped"}, False, False
     health = running.health()
     checks: dict[str, Any] = {
         "last_turn_age_s": round(health.last_turn_age_s, 3),

@@ -18,6 +18,7 @@ from app.db.engines import write_transaction
 from app.db.jobstore_tables import jobs
 from app.repositories.accounts_repository import add_user
 from app.runtime import Runtime
+from app.scheduler import stop_scheduler
 from app.services.accounts.passwords import hash_password
 from app.tasks import BUILTIN_TASK_IDS
 from tests.unit.routes.conftest import JOBS, create, data, finished_run, refusal, wait_until
@@ -796,6 +797,14 @@ def test_health_of_a_process_without_one(client: FlaskClient) -> None:
         answer = client.get(f"{S}/health/{name}")
         assert refusal(answer) == (503, "SERVICE_UNAVAILABLE")
         assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_scheduler_that_is_stopping_never_answers_409(api: FlaskClient) -> None:
+    stop_scheduler()
+    assert data(api.get(JOBS))
+    assert data(api.post(f"{JOBS}/sync_accounts/actions/run"))
+    for name in ("live", "ready"):
+        assert refusal(api.get(f"{S}/health/{name}")) == (503, "SERVICE_UNAVAILABLE")
 
 
 def test_health_is_the_truth_not_a_flag(scheduling_app: Flask, scheduling_runtime: Runtime) -> None:
