@@ -104,7 +104,9 @@ def configure_logging(program: str, level: str, stream: TextIO | None = None) ->
     for old in [present for present in root.handlers if present.name == HANDLER_NAME]:
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(level)
+    handler.setLevel(level)
+    # What a task logs at INFO belongs to its run's log, however little this process prints.
+    root.setLevel(min(logging.INFO, logging.getLevelName(level)))
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # what it could do, not what it does
     # The executor reports every start and end of a job at INFO; the ledger has them already.
     logging.getLogger("apscheduler").setLevel(max(logging.WARNING, logging.getLevelName(level)))

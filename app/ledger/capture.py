@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import datetime
 from typing import TextIO
 
 LOG_LIMIT = 64 * 1024
@@ -65,12 +66,8 @@ class _RunLogHandler(logging.Handler):
 
 
 class _RunLogFormatter(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        if isinstance(record.msg, dict):  # a structlog event on its way to its own renderer
-            event = dict(record.msg)
-            text = str(event.pop("event", ""))
-            record.message = " ".join([text, *(f"{key}={value}" for key, value in event.items())])
-        return super().formatMessage(record)
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802, RUF100
+        return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
 
 
 class _Stdout(io.TextIOBase):

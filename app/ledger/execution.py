@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,9 +32,8 @@ class RunnableTask(Protocol):
     def function(self) -> Callable[..., Any]:
         """The function itself."""
 
-    @property
-    def wants_run(self) -> bool:
-        """Whether it takes the keyword `run`."""
+    def call(self, kwargs: Mapping[str, Any], run: Any) -> Any:
+        """Runs it with a job's keyword arguments, as they are stored, and with `run` when it asks for that."""
 
 
 TaskResolver = Callable[[str], RunnableTask | None]
@@ -62,11 +61,8 @@ def execute(ticket: Ticket, *, node: str, resolve: TaskResolver, context: Contex
             if task is None:
                 error = f"task {ticket.task!r} is not known to this process; the job stays in the store"
             else:
-                arguments = json.loads(ticket.kwargs)
-                if task.wants_run:
-                    arguments["run"] = _run_context(ticket, node)
                 with context():
-                    task.function(**arguments)
+                    task.call(json.loads(ticket.kwargs), _run_context(ticket, node))
         except BaseException as raised:  # SystemExit too: a task must not end its scheduler
             error = "".join(traceback.format_exception_only(raised)).strip() or type(raised).__name__
             logger.exception("run %s of job %s failed", ticket.run_id, ticket.job_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -28,11 +28,14 @@ START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
 @dataclass
 class SampleTask:
-    """A task as the ledger sees one; counts its calls."""
+    """A task as the ledger sees one."""
 
     function: Callable[..., Any]
     wants_run: bool = False
     func_ref: str = "tests.unit.ledger.conftest:SampleTask"
+
+    def call(self, kwargs: Mapping[str, Any], run: Any) -> Any:
+        return self.function(**kwargs, **({"run": run} if self.wants_run else {}))
 
 
 @dataclass

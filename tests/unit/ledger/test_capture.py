@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from app.ledger import capture
+from app.logging_setup import configure_logging
 
 
 @contextmanager
@@ -25,14 +26,16 @@ def captured() -> Iterator[capture.RunLog]:
         capture.uninstall()
 
 
-def test_prints_and_log_records_are_kept() -> None:
+@pytest.mark.parametrize("level", ["DEBUG", "WARNING"])
+def test_prints_and_log_records_are_kept_whatever_the_process_prints(level: str) -> None:
+    configure_logging("test", level)
     with captured() as log:
         print("printed")
-        logging.getLogger("task").warning("logged %d", 1)
-        structlog.get_logger("task").warning("structured", key="value")
+        logging.getLogger("task").info("logged %d", 1)
+        structlog.get_logger("task").info("structured", key="value")
     assert "printed\n" in log.text()
-    assert "WARNING task: logged 1" in log.text()
-    assert "structured" in log.text()
+    assert "INFO task: logged 1" in log.text()
+    assert "structured key=value" in log.text()
 
 
 def test_other_threads_keep_their_own() -> None:
