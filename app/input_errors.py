@@ -15,7 +15,8 @@ def refused_input(error: pydantic.ValidationError) -> ValidationError:
     """The first thing that pydantic found wrong."""
     first = error.errors(include_url=False)[0]
     kind, message = first["type"], first["msg"].removeprefix("Value error, ")
-    field = ".".join(str(part) for part in first["loc"])
+    # The inputs are flat; what may follow a field's name is pydantic's word for a branch of its type.
+    field = str(first["loc"][0]) if first["loc"] else ""
     if not field:
         if kind in NOT_AN_OBJECT_KINDS:
             return ValidationError(_N("请求体必须是非空的 JSON 对象"))

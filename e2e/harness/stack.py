@@ -111,6 +111,7 @@ class Stack:
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.environment = dict(environment or {})
         self.docker = docker.from_env()
+        self.config_shown = False
         self.secrets = {secret: secrets.token_hex(24) for secret in SECRETS}
         # The container's user is not the one who runs the tests.
         self.oracle_folder = folder / "oracle"
@@ -297,13 +298,17 @@ class Stack:
     # -- evidence ---------------------------------------------------------------------------------------
 
     def evidence(self, since: float) -> list[tuple[str, str]]:
-        """What a person would look at first: (title, text) of states, logs since then and nginx's config."""
+        """What a person would look at first: (title, text) of states, logs since then and nginx's config.
+
+        The configuration only once: the second failing test would merely repeat it.
+        """
         sections = []
         for container in self.containers():
             title = f"{container.name} ({container.status})"
             log = container.logs(since=int(since), timestamps=True, tail=400).decode(errors="replace")
             sections.append((f"log of {title}", log))
-            if container.status == "running":
+            if container.status == "running" and not self.config_shown:
+                self.config_shown = True
                 _, config = container.exec_run(["nginx", "-T"])
                 sections.append((f"nginx of {title}", config.decode(errors="replace")))
         return sections
