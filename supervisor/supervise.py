@@ -7,8 +7,9 @@ neither: it would look alive without its scheduler, and `restart: on-failure` wo
 import sys
 from typing import Any
 
-from supervisor import events, supervisord
 from supervisor.states import SupervisorStates
+
+from supervisor import events, supervisord
 
 fatal_programs: list[str] = []
 
