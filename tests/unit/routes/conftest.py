@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +71,24 @@ DEFAULT_JOB = """
 Json = dict[str, Any]
 
 
+def with_tasks(environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """`environment` with drop-in tasks, and with a default job that is no built-in one."""
+    tasks = Path(environment["USERDATA_DIR"]) / "tasks"
+    tasks.mkdir(parents=True)
+    (tasks / "drop_in.py").write_text(TASKS, encoding="utf-8")
+    shipped = Settings.load(environment).scheduler_tasks_file.read_text(encoding="utf-8")
+    (folder / "tasks.yaml").write_text(shipped + DEFAULT_JOB, encoding="utf-8")
+    return {**environment, "SCHEDULER_TASKS_FILE": str(folder / "tasks.yaml"), "DRAIN_SECONDS": "10"}
+
+
 @pytest.fixture
 def environment(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """With drop-in tasks, and a default job that is no built-in one."""
-    folder = tmp_path / "userdata" / "tasks"
-    folder.mkdir(parents=True)
-    (folder / "drop_in.py").write_text(TASKS, encoding="utf-8")
-    shipped = Settings.load(environment).scheduler_tasks_file.read_text(encoding="utf-8")
-    (tmp_path / "tasks.yaml").write_text(shipped + DEFAULT_JOB, encoding="utf-8")
-    return {**environment, "SCHEDULER_TASKS_FILE": str(tmp_path / "tasks.yaml"), "DRAIN_SECONDS": "10"}
+    return with_tasks(environment, tmp_path)
 
 
-@pytest.fixture
-def scheduling_app(settings: Settings) -> Iterator[Flask]:
-    """The app of a scheduler process; its scheduler turns."""
+@contextmanager
+def running(settings: Settings) -> Iterator[Flask]:
+    """The app of a scheduler process; its scheduler turns. One at a time: a process has one."""
     built = create_app(settings)
     yield built
     stop_scheduler()
@@ -93,16 +98,26 @@ def scheduling_app(settings: Settings) -> Iterator[Flask]:
 
 
 @pytest.fixture
+def scheduling_app(settings: Settings) -> Iterator[Flask]:
+    with running(settings) as app:
+        yield app
+
+
+@pytest.fixture
 def scheduling_runtime(scheduling_app: Flask) -> Runtime:
     return runtime_of(scheduling_app)
 
 
-@pytest.fixture
-def api(scheduling_app: Flask) -> FlaskClient:
-    """A script with the API token, at a scheduler process."""
-    made = scheduling_app.test_client()
+def script(app: Flask) -> FlaskClient:
+    """A script with the API token."""
+    made = app.test_client()
     made.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {API_TOKEN}"
     return made
+
+
+@pytest.fixture
+def api(scheduling_app: Flask) -> FlaskClient:
+    return script(scheduling_app)
 
 
 @pytest.fixture

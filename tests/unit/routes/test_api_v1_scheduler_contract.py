@@ -93,24 +93,20 @@ def test_every_route_is_listed_here(scheduling_app: Flask) -> None:
     assert rules == listed
 
 
-@pytest.mark.parametrize(("method", "path", "_permission"), ROUTES)
-def test_nobody_is_401(client: FlaskClient, method: str, path: str, _permission: str) -> None:
-    assert refusal(client.open(S + path, method=method, json={})) == (401, "AUTHENTICATION_REQUIRED")
+def test_nobody_is_401(client: FlaskClient) -> None:
+    for method, path, _ in ROUTES:
+        answer = client.open(S + path, method=method, json={})
+        assert refusal(answer) == (401, "AUTHENTICATION_REQUIRED"), (method, path)
 
 
-@pytest.mark.parametrize(("method", "path", "_permission"), ROUTES)
-def test_a_process_without_a_scheduler_is_409(
-    token_client: FlaskClient, method: str, path: str, _permission: str
-) -> None:
-    answer = token_client.open(S + path, method=method, json={"trigger_type": "cron"})
-    assert refusal(answer) == (409, "CONSTRAINT_VIOLATION")
-    assert answer.get_json()["message"] == "调度器未启动"
+def test_a_process_without_a_scheduler_is_409(token_client: FlaskClient) -> None:
+    for method, path, _ in ROUTES:
+        answer = token_client.open(S + path, method=method, json={"trigger_type": "cron"})
+        assert refusal(answer) == (409, "CONSTRAINT_VIOLATION"), (method, path)
+        assert answer.get_json()["message"] == "调度器未启动"
 
 
-@pytest.mark.parametrize(("method", "path", "permission"), ROUTES)
-def test_a_viewer_reads_and_changes_nothing(
-    scheduling_runtime: Runtime, scheduling_app: Flask, method: str, path: str, permission: str
-) -> None:
+def test_a_viewer_reads_and_changes_nothing(scheduling_runtime: Runtime, scheduling_app: Flask) -> None:
     with write_transaction(scheduling_runtime.database) as connection:
         add_user(
             connection,
@@ -123,12 +119,13 @@ def test_a_viewer_reads_and_changes_nothing(
     viewer = scheduling_app.test_client()
     login = viewer.post("/api/v1/auth/login", json={"username": "viewer", "password": "looks only"})
     headers = {"X-CSRFToken": data(login)["csrf_token"]}
-    body = {"trigger_type": "cron", "hour": 1} if "preview" in path else {}
-    answer = viewer.open(S + path, method=method, json=body, headers=headers)
-    if permission == "admin":
-        assert refusal(answer) == (403, "FORBIDDEN")
-    else:
-        assert answer.status_code == (404 if "/runs/" in path else 200)
+    for method, path, permission in ROUTES:
+        body = {"trigger_type": "cron", "hour": 1} if "preview" in path else {}
+        answer = viewer.open(S + path, method=method, json=body, headers=headers)
+        if permission == "admin":
+            assert refusal(answer) == (403, "FORBIDDEN"), (method, path)
+        else:
+            assert answer.status_code == (404 if "/runs/" in path else 200), (method, path)
 
 
 def test_a_session_writes_with_its_csrf_token_only(browser: FlaskClient) -> None:
@@ -191,23 +188,6 @@ def test_detail(api: FlaskClient) -> None:
     assert detail["trigger"] == "cron[hour='1', minute='0']"
     assert (detail["misfire_grace_time"], detail["max_instances"], detail["coalesce"]) == (3600, 1, True)
     assert answer.headers["ETag"] == '"1"'
-
-
-@pytest.mark.parametrize("job_id", ["nothing", "任务", "a b", "%00", "x" * 5000, "..", "' OR 1=1 --"])
-def test_an_unknown_job_is_404_everywhere(api: FlaskClient, job_id: str) -> None:
-    trigger = {"trigger_type": "cron", "hour": 1}
-    for method, path, body in [
-        ("GET", "", None),
-        ("GET", "/history", None),
-        ("PUT", "", trigger),
-        ("DELETE", "", None),
-        ("POST", "/action", {"action": "pause"}),
-        *(("POST", f"/actions/{action}", {}) for action in ("pause", "resume", "run", "restore")),
-    ]:
-        answer = api.open(f"{JOBS}/{job_id}{path}", method=method, json=body)
-        assert refusal(answer) == (404, "NOT_FOUND"), (method, path)
-        if job_id == "nothing" and path != "/actions/restore":
-            assert answer.get_json()["message"] == "任务不存在"
 
 
 def test_a_store_that_fails_says_which_answer_failed(api: FlaskClient, scheduling_runtime: Runtime) -> None:
@@ -327,53 +307,6 @@ def test_an_unknown_timezone_falls_back_and_is_named(api: FlaskClient) -> None:
     assert "Mars/Olympus" in answer.get_json()["meta"]["warnings"][0]
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({"hour": "1"}, "trigger_type"),
-        ({"trigger_type": ""}, "trigger_type"),
-        ({"trigger_type": "crontab", "hour": "1"}, "trigger_type"),
-        ({"trigger_type": ["cron"], "hour": "1"}, "trigger_type"),
-        ({"trigger_type": "cron"}, "cron_expression"),
-        ({"trigger_type": "cron", "cron_expression": "1 2 3"}, "cron_expression"),
-        ({"trigger_type": "cron", "cron_expression": "* " * 200}, "cron_expression"),
-        ({"trigger_type": "cron", "cron_expression": "x" * 10_000}, "cron_expression"),
-        ({"trigger_type": "cron", "hour": "24"}, "hour"),
-        ({"trigger_type": "cron", "minute": {"a": 1}}, "minute"),
-        ({"trigger_type": "cron", "cron_day": "三"}, "cron_day"),
-        ({"trigger_type": "interval"}, "seconds"),
-        ({"trigger_type": "interval", "hours": -1}, "hours"),
-        ({"trigger_type": "interval", "hours": "often"}, "hours"),
-        ({"trigger_type": "interval", "hours": True}, "hours"),
-        ({"trigger_type": "interval", "hours": 1, "start_date": "soon"}, "start_date"),
-        ({"trigger_type": "date"}, "run_date"),
-        ({"trigger_type": "date", "run_date": 20300101}, "run_date"),
-        ({"trigger_type": "cron", "hour": "1", "hours_": 2}, "hours_"),
-    ],
-)
-def test_a_trigger_that_cannot_be_built_changes_nothing(api: FlaskClient, body: dict[str, Any], field: str) -> None:
-    before = job(api, "sync_accounts")
-    answer = api.put(f"{JOBS}/sync_accounts", json=body)
-    assert refusal(answer) == (400, "VALIDATION_ERROR")
-    context = answer.get_json()["context"]
-    assert context["field"] == field
-    assert "value" in context
-    assert context["accepted"]
-    assert job(api, "sync_accounts") == before
-
-
-@pytest.mark.parametrize("body", ["", "null", "[]", "{}", '"text"', "1", "{", "\xff", '{"a": NaN}', "[" * 100_000])
-def test_a_body_that_is_no_object_is_400(api: FlaskClient, body: str) -> None:
-    for method, path in [
-        ("PUT", "/jobs/sync_accounts"),
-        ("POST", "/jobs"),
-        ("POST", "/triggers/preview"),
-        ("POST", "/jobs/sync_accounts/action"),
-    ]:
-        answer = api.open(S + path, method=method, data=body.encode("latin-1"), content_type="application/json")
-        assert refusal(answer) == (400, "VALIDATION_ERROR"), path
-
-
 def test_a_paused_job_stays_paused_when_its_trigger_changes(api: FlaskClient) -> None:
     data(api.post(f"{JOBS}/sync_accounts/actions/pause"))
     changed = data(api.put(f"{JOBS}/sync_accounts", json={"trigger_type": "interval", "seconds": 1}))
@@ -434,13 +367,6 @@ def test_actions(api: FlaskClient, action: str, expected: dict[str, Any]) -> Non
     answered = data(api.post(f"{JOBS}/nightly_note/action", json={"action": action}))
     assert answered.items() >= expected.items()
     assert job(api, "nightly_note").items() >= expected.items()
-
-
-@pytest.mark.parametrize(
-    "body", [{}, {"action": "explode"}, {"action": 1}, {"action": "pause", "x": 1}, {"action": None}]
-)
-def test_an_unknown_action_is_400(api: FlaskClient, body: dict[str, Any]) -> None:
-    assert refusal(api.post(f"{JOBS}/sync_accounts/action", json=body)) == (400, "VALIDATION_ERROR")
 
 
 @pytest.mark.parametrize("how", ["actions/run", "action"])
@@ -594,70 +520,6 @@ def test_an_id_is_made_when_none_is_given(api: FlaskClient) -> None:
     assert all(job_id.startswith("note-") for job_id in ids)
 
 
-@pytest.mark.parametrize(
-    ("fields", "field"),
-    [
-        ({"id": ""}, "id"),
-        ({"id": "a/b"}, "id"),
-        ({"id": "x" * 129}, "id"),
-        ({"id": "sync_accounts"}, "id"),
-        ({"id": 7}, "id"),
-        ({"task": "nothing"}, "task"),
-        ({"task": None}, "task"),
-        ({"kwargs": {}}, "kwargs.path"),
-        ({"kwargs": {"path": 3}}, "kwargs.path"),
-        ({"kwargs": {"path": "x", "times": "many"}}, "kwargs.times"),
-        ({"kwargs": {"path": "x", "colour": "red"}}, "kwargs.colour"),
-        ({"kwargs": []}, "kwargs"),
-        ({"max_instances": 0}, "max_instances"),
-        ({"max_instances": 11}, "max_instances"),
-        ({"max_instances": "2"}, "max_instances"),
-        ({"max_instances": True}, "max_instances"),
-        ({"misfire_grace_time": 0}, "misfire_grace_time"),
-        ({"misfire_grace_time": 10**30}, "misfire_grace_time"),
-        ({"priority": 1.5}, "priority"),
-        ({"coalesce": "yes"}, "coalesce"),
-        ({"executor": "celery"}, "executor"),
-        ({"name": "x" * 256}, "name"),
-        ({"name": None}, "name"),
-        ({"source": "builtin"}, "source"),
-        ({"hour": "99"}, "hour"),
-    ],
-)
-def test_a_bad_own_job_is_refused_by_field(api: FlaskClient, fields: dict[str, Any], field: str) -> None:
-    body = {"task": "note", "kwargs": {"path": "/dev/null"}, "trigger_type": "cron", "hour": 1}
-    answer = api.post(JOBS, json={**body, **fields})
-    assert refusal(answer) == (400, "VALIDATION_ERROR")
-    assert answer.get_json()["context"]["field"] == field
-    create(api)
-    before = job(api, "mine")
-    changed = api.put(f"{JOBS}/mine", json={"trigger_type": "cron", "hour": 1, **fields})
-    assert refusal(changed) == (400, "VALIDATION_ERROR")
-    assert job(api, "mine") == before
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"name": "a\0b"},
-        {"description": "\ud800"},
-        {"kwargs": {"path": "\0"}},
-        {"kwargs": {"path": {"a": [["\0"]]}}},
-        {"kwargs": {"\0": 1}},
-        {"id": "a\0"},
-    ],
-)
-def test_text_that_no_store_keeps_is_refused(api: FlaskClient, fields: dict[str, Any]) -> None:
-    body = {"task": "note", "kwargs": {"path": "/dev/null"}, "trigger_type": "cron", "hour": 1}
-    assert refusal(api.post(JOBS, json={**body, **fields})) == (400, "VALIDATION_ERROR")
-
-
-@pytest.mark.parametrize("job_id", ["sync_accounts", "nightly_note"])
-def test_only_own_jobs_are_deleted(api: FlaskClient, job_id: str) -> None:
-    assert refusal(api.delete(f"{JOBS}/{job_id}")) == (403, "FORBIDDEN")
-    assert job(api, job_id)["is_active"] is True
-
-
 # History, runs, previews, state
 
 
@@ -704,42 +566,6 @@ def test_history_answers_50_unless_asked_for_more(api: FlaskClient, scheduling_r
     assert len(data(api.get(f"{JOBS}/mine/history?limit=500"))) == 60
 
 
-@pytest.mark.parametrize("path", ["/jobs", "/jobs/sync_accounts/history"])
-@pytest.mark.parametrize(
-    "query",
-    ["limit=0", "limit=501", "limit=-1", "limit=x", "limit=", "limit=1e9", "limit=٣", "page=2", "cursor=%00"],
-)
-def test_bad_options_are_400(api: FlaskClient, path: str, query: str) -> None:
-    if query == "limit=٣":  # a digit, but not one of ASCII: pydantic decides, 500 it must not be
-        assert api.get(f"{S}{path}?{query}").status_code in (200, 400)
-        return
-    assert refusal(api.get(f"{S}{path}?{query}")) == (400, "VALIDATION_ERROR")
-
-
-@pytest.mark.parametrize(
-    "query",
-    ["state=x", "source=x", "is_active=maybe", "q=%00", f"q={'x' * 300}", "cursor=" + "x" * 300],
-)
-def test_bad_filters_of_the_list_are_400(api: FlaskClient, query: str) -> None:
-    assert refusal(api.get(f"{JOBS}?{query}")) == (400, "VALIDATION_ERROR")
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        *("cursor=x", "cursor=" + "G" * 32, "outcome=x", "kind=x", "since=x", "until=9999-12-31T23:59:59"),
-        *("since=1e400", "since=-99999999999999", "since=nan", "since=0001-01-01"),
-    ],
-)
-def test_bad_filters_of_the_history_are_400(api: FlaskClient, query: str) -> None:
-    assert refusal(api.get(f"{JOBS}/sync_accounts/history?{query}")) == (400, "VALIDATION_ERROR")
-
-
-@pytest.mark.parametrize("run_id", ["x", "0" * 32, "%00", "任务"])
-def test_an_unknown_run_is_404(api: FlaskClient, run_id: str) -> None:
-    assert refusal(api.get(f"{S}/runs/{run_id}")) == (404, "NOT_FOUND")
-
-
 def test_preview_marks_what_a_clock_change_moves(api: FlaskClient) -> None:
     body = {"trigger_type": "cron", "cron_expression": "30 2 * * *", "timezone": "Europe/Berlin"}
     asked = {**body, "count": 3, "after": "2026-03-28T00:00:00+01:00"}
@@ -753,15 +579,6 @@ def test_preview_marks_what_a_clock_change_moves(api: FlaskClient) -> None:
     assert len(data(api.post(f"{S}/triggers/preview", json=body))["fires"]) == 5
     warned = api.post(f"{S}/triggers/preview", json={**body, "timezone": "Mars/Olympus"})
     assert "Mars/Olympus" in warned.get_json()["meta"]["warnings"][0]
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"count": 0}, {"count": 101}, {"count": "5"}, {"after": "soon"}, {"after": "2026-01-01T00:00:00"}, {"id": "x"}],
-)
-def test_bad_previews_are_400(api: FlaskClient, fields: dict[str, Any]) -> None:
-    body = {"trigger_type": "cron", "hour": 1, **fields}
-    assert refusal(api.post(f"{S}/triggers/preview", json=body)) == (400, "VALIDATION_ERROR")
 
 
 def test_status(api: FlaskClient) -> None:
