@@ -1,0 +1,159 @@
+"""Bad input to every script: one clear line, a failure, and nothing changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+
+from e2e.harness.scripts import Outcome, environment_of, run_script
+from e2e.harness.stack import ROOT, Stack, free_port
+
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if os.access(path, os.X_OK))
+ON_A_STACK = ["backup_jobstore.sh", "reset_jobstore.sh"]
+
+#: What an operator's machine has, docker apart.
+TOOLS = Path("/usr/bin"), Path("/bin"), Path("/usr/sbin"), Path("/sbin")
+
+
+def assert_one_clear_line(script: str, outcome: Outcome, *, names: str) -> None:
+    """One line on standard error that begins with the script's name and says `names`; no result."""
+    assert outcome.code != 0, outcome
+    assert outcome.stdout == "", outcome
+    assert len(outcome.stderr.splitlines()) == 1, outcome
+    assert outcome.stderr.startswith(f"{script}: "), outcome
+    assert names in outcome.stderr, outcome
+
+
+@pytest.fixture(autouse=True)
+def _nothing_changes(tmp_path: Path) -> Iterator[None]:
+    """The project's own files and this machine's containers are the same before and after."""
+    before = present_state()
+    yield
+    assert present_state() == before
+
+
+def present_state() -> dict[str, object]:
+    files = {
+        str(path.relative_to(ROOT)): path.stat().st_mtime_ns
+        for pattern in (".env", ".secrets/*", ".build/**/*", "compose/.env")
+        for path in ROOT.glob(pattern)
+    }
+    containers = docker.from_env().containers.list(
+        all=True, filters={"label": "com.docker.compose.project.working_dir=" + str(ROOT)}
+    )
+    return {"files": files, "containers": {container.id for container in containers}}
+
+
+@pytest.fixture
+def without_docker(tmp_path: Path) -> dict[str, str]:
+    """An environment whose PATH has everything but docker."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for folder in TOOLS:
+        for tool in folder.iterdir() if folder.is_dir() else ():
+            if not tool.name.startswith("docker") and not (tools / tool.name).exists():
+                (tools / tool.name).symlink_to(tool)
+    assert shutil.which("docker", path=str(tools)) is None
+    return {"PATH": str(tools), "HOME": str(tmp_path)}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("argument", ["--no-such-flag", "surplus", "-z", "--help-me", "--yes=1"])
+def test_unknown_argument(script: str, argument: str) -> None:
+    assert_one_clear_line(script, run_script(script, argument), names=argument)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_unknown_argument_behind_a_good_one(script: str) -> None:
+    good = {
+        "up.sh": "--install-engine",
+        "test.sh": "--unit",
+        "backup_jobstore.sh": "--json",
+        "reset_jobstore.sh": "--yes",
+    }
+    assert_one_clear_line(script, run_script(script, good[script], "--no-such-flag"), names="--no-such-flag")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_a_result(script: str) -> None:
+    outcome = run_script(script, "--help")
+    assert outcome.code == 0
+    assert outcome.stdout.startswith(f"Usage: scripts/{script}")
+    assert outcome.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("test.sh", ["-k"]),
+        ("backup_jobstore.sh", ["--keep"]),
+        ("backup_jobstore.sh", ["--reason"]),
+        ("backup_jobstore.sh", ["--reason", "--json"]),
+        ("backup_jobstore.sh", ["--copy-to", ""]),
+    ],
+)
+def test_missing_value(script: str, arguments: list[str]) -> None:
+    assert_one_clear_line(script, run_script(script, *arguments), names=arguments[0])
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "99999"])
+def test_wrong_number(value: str) -> None:
+    outcome = run_script("backup_jobstore.sh", "--keep", value)
+    assert_one_clear_line("backup_jobstore.sh", outcome, names=value)
+    assert "1 to 9999" in outcome.stderr
+
+
+def test_folder_that_does_not_exist(tmp_path: Path) -> None:
+    outcome = run_script("backup_jobstore.sh", "--copy-to", str(tmp_path / "missing"))
+    assert_one_clear_line("backup_jobstore.sh", outcome, names="missing")
+
+
+@pytest.mark.parametrize("script", ["up.sh", *ON_A_STACK])
+def test_no_engine(script: str, without_docker: dict[str, str]) -> None:
+    outcome = run_script(script, *(["--yes"] if script == "reset_jobstore.sh" else []), environment=without_docker)
+    assert_one_clear_line(script, outcome, names="--install-engine")
+
+
+@pytest.mark.parametrize("script", ON_A_STACK)
+def test_engine_that_does_not_answer(script: str) -> None:
+    environment = {**os.environ, "DOCKER_HOST": f"tcp://127.0.0.1:{free_port()}"}
+    arguments = ["--yes"] if script == "reset_jobstore.sh" else []
+    assert_one_clear_line(script, run_script(script, *arguments, environment=environment), names="does not answer")
+
+
+@pytest.mark.parametrize("script", ON_A_STACK)
+def test_no_stack(script: str) -> None:
+    environment = {**os.environ, "COMPOSE_PROJECT_NAME": "whalefall-never-started"}
+    arguments = ["--yes"] if script == "reset_jobstore.sh" else []
+    assert_one_clear_line(script, run_script(script, *arguments, environment=environment), names="scripts/up.sh")
+
+
+def test_taken_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        environment = {**os.environ, "HTTP_PORT": port, "COMPOSE_PROJECT_NAME": "whalefall-never-started"}
+        outcome = run_script("up.sh", environment=environment)
+    assert_one_clear_line("up.sh", outcome, names=port)
+
+
+def test_reset_asks_before_it_does_anything(stack: Stack) -> None:
+    """Without a terminal there is nobody to ask."""
+    outcome = run_script("reset_jobstore.sh", environment=environment_of(stack))
+    assert_one_clear_line("reset_jobstore.sh", outcome, names="--yes")
+    stack.wait_until_ready(within=5)
+
+
+def test_backup_of_a_stopped_stack_is_refused(stack: Stack) -> None:
+    stack.compose("stop", timeout=120)
+    try:
+        outcome = run_script("backup_jobstore.sh", environment=environment_of(stack))
+        assert_one_clear_line("backup_jobstore.sh", outcome, names="not running")
+    finally:
+        stack.compose("start")
+        stack.wait_until_ready()
