@@ -150,10 +150,15 @@ ca_bundle() {
 
 # install_packages NAME...: from the distribution, as root, without a terminal.
 install_packages() {
-  apt-get -qq -o DPkg::Lock::Timeout=120 update < /dev/null >&2 || die "apt-get update failed; its words are above"
-  DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 \
-    install --yes --no-install-recommends "$@" < /dev/null >&2 ||
-    die "apt-get could not install $*; its words are above"
+  local log
+  log=$(mktemp)
+  if ! apt-get -qq -o DPkg::Lock::Timeout=120 update < /dev/null > "$log" 2>&1 ||
+    ! DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 \
+      install --yes --no-install-recommends "$@" < /dev/null >> "$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    die "apt-get could not install $*; its last words are above, all of them in $log"
+  fi
+  rm -f "$log"
 }
 
 engine_answers() {
@@ -226,6 +231,7 @@ EOT
 
 start_engine() {
   local problem
+  [[ -z ${DOCKER_HOST-} ]] || die "the engine at DOCKER_HOST=$DOCKER_HOST does not answer; start it, or unset DOCKER_HOST"
   if ! has dockerd || ! is_root; then
     problem=$(docker info --format '{{join .ServerErrors " "}}' 2>&1 | tail -n 1)
     die "the engine does not answer (${problem:-no reason given}); start it, or run this as root"

@@ -11,6 +11,7 @@ readonly HEALTHY_WITHIN_S=180
 readonly SECRETS_DIR=$ROOT/.secrets
 
 may_install=false
+new_secrets=false
 
 usage() {
   cat <<'EOT'
@@ -105,6 +106,7 @@ make_secret() {
   head -c 4096 /dev/urandom | LC_ALL=C tr -dc 'A-HJ-NP-Za-km-z2-9' | cut -c "1-$2" > "$file.new"
   chmod 0444 "$file.new"
   mv "$file.new" "$file"
+  new_secrets=true
 }
 
 keep_settings() {
@@ -117,8 +119,11 @@ keep_settings() {
 # --- start -----------------------------------------------------------------------------------------------------------
 
 start_stack() {
+  local -a recreate=()
+  # A container that runs already still holds the secret that was there before.
+  ! $new_secrets || recreate=(--force-recreate)
   step "starting the stack"
-  compose up --detach --no-build --quiet-pull >&2 < /dev/null || die "the stack could not be started; the reason is above"
+  compose up --detach --no-build "${recreate[@]}" >&2 < /dev/null || die "the stack could not be started; the reason is above"
 }
 
 wait_until_healthy() {
