@@ -152,9 +152,11 @@ def test_login_leads_to_where_the_reader_wanted_to_go(open_window: Open, stack: 
     page.keyboard.type("admin")
     page.keyboard.press("Tab")
     page.keyboard.type(stack.secrets["admin_password"])
+    expect(page.get_by_role("button", name="Log in")).to_be_enabled()
     page.keyboard.press("Enter")
     expect(page).to_have_url(f"{stack.base_url}/scheduler?q=backup")
     expect(row_of(page, "backup_jobstore")).to_be_visible()
+    page.wait_for_load_state()  # the scripts that listen to the buttons
     page.get_by_role("button", name="Log out").click()
     expect(page).to_have_url(f"{stack.base_url}/login")
     page.goto("/dashboard")
@@ -196,6 +198,7 @@ def test_ended_session_leads_to_the_login_and_back(open_window: Open, stack: Sta
     page.get_by_label("Password").fill(stack.secrets["admin_password"])
     page.get_by_role("button", name="Log in").click()
     expect(page).to_have_url(f"{stack.base_url}/scheduler?q={job_id}")
+    page.wait_for_load_state()
     button(row_of(page, job_id), "Pause").click()
     expect(row_of(page, job_id)).to_contain_text("paused")
 
@@ -459,6 +462,8 @@ def test_chosen_language_is_also_that_of_the_api(open_window: Open, own_job: Any
     page = open_window(f"/scheduler?q={job_id}", language="en-US").page
     page.get_by_role("link", name="中文").click()
     row = row_of(page, job_id)
+    expect(button(row, "暂停")).to_be_visible()
+    page.wait_for_load_state()
     button(row, "暂停").click()
     expect(row.get_by_role("status")).to_contain_text(re.compile("[\u4e00-\u9fff]"))
     button(row, "修改触发器").click()

@@ -5,10 +5,12 @@ import { showFailure } from "./notice.js";
 
 const form = document.querySelector("[data-login]");
 const notice = document.getElementById("login-notice");
+const button = form.querySelector('button[type="submit"]');
+
+button.disabled = false;
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const button = form.querySelector('button[type="submit"]');
   const { username, password } = form.elements;
   for (const input of [username, password]) input.removeAttribute("aria-invalid");
   notice.replaceChildren();
