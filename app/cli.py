@@ -29,6 +29,8 @@ from app.runtime import Runtime, current_runtime
 from app.services.operations import backups, exports, history, set_aside, store_state
 from app.services.operations.failure import OperationFailed
 from app.services.operations.store_files import STORE_NAMES, StoreName
+from app.services.scheduler.scheduler_runs_read_service import SchedulerRunsReadService
+from app.services.scheduler.scheduler_status_read_service import SchedulerStatusReadService
 
 DAMAGED = 3
 """Exit code of `flask db check` that tells a finding from a failure of the command itself."""
@@ -94,6 +96,51 @@ def list_jobs(*, deleted: bool, as_json: bool) -> None:
         return
     columns = ("id", "source", "state", "next_run_time", "last_outcome")
     _print_table(columns, [[str(row[name] or "-") for name in columns] for row in rows])
+
+
+@jobs.command()
+@as_json
+@one_line_errors
+def status(*, as_json: bool) -> None:
+    """Tell which schedulers are alive, what runs and waits, and how the last hour went."""
+    found = SchedulerStatusReadService().status()
+    if as_json:
+        _print_json(found.model_dump(mode="json"))
+        return
+    for node in found.nodes:
+        life = "alive" if node.is_alive else "silent"
+        click.echo(f"scheduler {node.name}: {node.state}, {life}, heartbeat {node.heartbeat_age_s:.1f} s ago")
+    if not found.nodes:
+        click.echo("scheduler: none has ever used this store")
+    click.echo(f"queue: {found.queue.pending} pending, {found.queue.running} running")
+    late = found.lateness
+    if late.sample:
+        click.echo(f"lateness of the last {late.sample} runs: p50 {late.p50_ms} ms, p99 {late.p99_ms} ms")
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.counters.outcomes.items()))
+    click.echo(f"last hour: {outcomes or 'no runs'}")
+    click.echo(f"jobs: {', '.join(f'{count} {kind}' for kind, count in found.counters.jobs.items())}")
+    for problem in found.task_problems:
+        click.echo(f"task module {problem['module']}: {problem['error']}")
+
+
+@jobs.command("history")
+@click.argument("job_id")
+@click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True, help="How many rows.")
+@as_json
+@one_line_errors
+def show_history(*, job_id: str, limit: int, as_json: bool) -> None:
+    """List the runs of a job, newest first."""
+    page = SchedulerRunsReadService().history(job_id, limit=limit)
+    if as_json:
+        _print_json([run.model_dump(mode="json") for run in page.items])
+        return
+    columns = ("scheduled_for", "kind", "outcome", "count", "started_at", "node", "reason")
+    rows = []
+    for run in page.items:
+        why = run.error.partition("\n")[0] if run.error else run.reason
+        times = (_iso(run.scheduled_for), _iso(run.started_at) or "-")
+        rows.append([times[0], run.kind, run.outcome, str(run.count), times[1], run.node or "-", why or ""])
+    _print_table(columns, rows)
 
 
 @jobs.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,7 +113,7 @@ def test_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert_one_clear_line("backup_jobstore.sh", outcome, names="missing")
 
 
-@pytest.mark.parametrize("script", ["up.sh", *ON_A_STACK])
+@pytest.mark.parametrize("script", ON_A_STACK)
 def test_no_engine(script: str, without_docker: dict[str, str]) -> None:
     outcome = run_script(script, *(["--yes"] if script == "reset_jobstore.sh" else []), environment=without_docker)
     assert_one_clear_line(script, outcome, names="--install-engine")
@@ -132,14 +131,6 @@ def test_no_stack(script: str) -> None:
     environment = {**os.environ, "COMPOSE_PROJECT_NAME": "whalefall-never-started"}
     arguments = ["--yes"] if script == "reset_jobstore.sh" else []
     assert_one_clear_line(script, run_script(script, *arguments, environment=environment), names="scripts/up.sh")
-
-
-def test_taken_port() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        environment = {**os.environ, "HTTP_PORT": port, "COMPOSE_PROJECT_NAME": "whalefall-never-started"}
-        outcome = run_script("up.sh", environment=environment)
-    assert_one_clear_line("up.sh", outcome, names=port)
 
 
 def test_reset_asks_before_it_does_anything(stack: Stack) -> None:

@@ -41,6 +41,22 @@ def test_list(run: Any, app: Flask, defaults: list[str]) -> None:
     assert "sync_accounts" in run("jobs", "list").stdout
 
 
+def test_status_tells_of_queue_and_outcomes(run: Any, app: Flask, defaults: list[str]) -> None:
+    assert "scheduler: none" in run("jobs", "status").stdout
+    runtime_of(app).ledger.request_run("sync_accounts", "1")
+    assert "queue: 1 pending, 0 running" in run("jobs", "status").stdout
+    assert json.loads(run("jobs", "status", "--json").stdout)["queue"]["pending"] == 1
+
+
+def test_history_lists_the_runs_of_a_job(run: Any, app: Flask, defaults: list[str]) -> None:
+    asked = runtime_of(app).ledger.request_run("sync_accounts", "1")
+    [row] = json.loads(run("jobs", "history", "sync_accounts", "--json").stdout)
+    assert (row["run_id"], row["outcome"]) == (asked.run_id, "pending")
+    heading, line = run("jobs", "history", "sync_accounts").stdout.splitlines()
+    assert heading.startswith("scheduled_for")
+    assert "manual" in line
+
+
 def test_export_and_apply(run: Any, app: Flask, defaults: list[str]) -> None:
     runtime_of(app).ledger.pause_job("sync_accounts", "1")
     path = Path(run("jobs", "export").stdout.strip())
@@ -96,6 +112,7 @@ def test_waiting_says_what_is_missing(run: Any, app: Flask) -> None:
         ("jobs", "verify", "latest"),
         ("jobs", "export", "--reason", "../up"),
         ("jobs", "carry-history", "nope"),
+        ("jobs", "history", "nope"),
     ],
 )
 def test_bad_input_is_one_line_and_a_failure(run: Any, defaults: list[str], arguments: tuple[str, ...]) -> None:

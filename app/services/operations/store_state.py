@@ -12,6 +12,7 @@ from typing import Any
 from app.ledger.nodes import LIVING
 from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.runtime import Runtime
+from app.services.health_service import HEARTBEAT_FRESH_S
 from app.services.operations.failure import OperationFailed
 from app.services.operations.store_files import (
     STORE_NAMES,
@@ -23,7 +24,7 @@ from app.services.operations.store_files import (
 )
 from app.settings import Settings
 
-_HEARTBEAT_IS_FRESH_FOR = timedelta(seconds=5)
+_HEARTBEAT_IS_FRESH_FOR = timedelta(seconds=HEARTBEAT_FRESH_S)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class DefaultsState:
         if self.missing:
             parts.append(f"default jobs not in the store: {', '.join(self.missing)}")
         if self.node is None:
-            parts.append("no scheduler has sent a heartbeat in the last 5 s")
+            parts.append(f"no scheduler has sent a heartbeat in the last {HEARTBEAT_FRESH_S:g} s")
         return "; ".join(parts)
 
 
