@@ -21,12 +21,12 @@ from app.job_fields import (
     JobDescription,
     JobId,
     JobName,
-    Kwargs,
     MaxInstances,
     MisfireGraceTime,
     Priority,
     RetryOnLoss,
     TaskName,
+    storable,
 )
 from app.ledger import NewJob
 from app.settings import Settings
@@ -52,7 +52,7 @@ class DefaultJobEntry(BaseModel):
     trigger_type: str
     trigger_params: dict[str, Any]
     task: TaskName | None = None
-    kwargs: Kwargs = {}
+    kwargs: dict[str, Any] = {}
     enabled: bool = True
     name: JobName = ""
     description: JobDescription = ""
@@ -165,7 +165,7 @@ class _File:
     def _kwargs(self, where: list[str | int], entry: DefaultJobEntry, task: str, tasks: TaskRegistry) -> dict[str, Any]:
         for name, value in entry.kwargs.items():
             try:
-                json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
+                json.dumps(storable({name: value}))
             except (TypeError, ValueError, RecursionError) as error:
                 raise self._refused([*where, "kwargs", name], value, "a value that JSON can hold") from error
         try:

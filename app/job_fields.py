@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from app.db.jobstore_tables import JOB_ID_LENGTH
 
@@ -12,6 +14,35 @@ from app.db.jobstore_tables import JOB_ID_LENGTH
 JOB_ID_PATTERN = r"^[^\W_][\w.:-]*$"
 LONGEST_GRACE_S = 366 * 86400
 PRIORITY_LIMIT = 1000
+NESTING_LIMIT = 32
+
+Value = TypeVar("Value")
+
+
+def storable(value: Value) -> Value:
+    """`value` itself; ValueError for what JSON lets through and a database does not give back: NUL, half
+    surrogate pairs, numbers that are none, endless nesting."""
+    _check_storable(value, 0)
+    return value
+
+
+def _check_storable(value: object, depth: int) -> None:
+    if depth > NESTING_LIMIT:
+        raise ValueError(f"nested at most {NESTING_LIMIT} levels deep")
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("text without NUL and half surrogate pairs")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a finite number")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_storable(key, depth + 1)
+            _check_storable(inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_storable(inner, depth + 1)
+
 
 JobId = Annotated[
     str,
@@ -21,10 +52,18 @@ JobId = Annotated[
         description="Letters, digits, '_', '.', ':' and '-', beginning with a letter or digit",
     ),
 ]
-TaskName = Annotated[str, Field(min_length=1, max_length=255, description="Name of a registered task")]
-JobName = Annotated[str, Field(max_length=255)]
-JobDescription = Annotated[str, Field(max_length=4000)]
-Kwargs = Annotated[dict[str, Any], Field(description="Checked against the task's typed parameters")]
+TaskName = Annotated[
+    str,
+    Field(min_length=1, max_length=255, description="Name of a registered task"),
+    AfterValidator(storable),
+]
+JobName = Annotated[str, Field(max_length=255), AfterValidator(storable)]
+JobDescription = Annotated[str, Field(max_length=4000), AfterValidator(storable)]
+Kwargs = Annotated[
+    dict[str, Any],
+    Field(description="Checked against the task's typed parameters"),
+    AfterValidator(storable),
+]
 MisfireGraceTime = Annotated[int, Field(ge=1, le=LONGEST_GRACE_S, description="Seconds")]
 MaxInstances = Annotated[int, Field(ge=1, le=10, description="Runs at the same time, counted over the whole cluster")]
 Priority = Annotated[int, Field(ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT, description="Higher starts first")]

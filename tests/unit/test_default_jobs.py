@@ -129,6 +129,8 @@ default_tasks:
         (GOOD + "    retry_on_los: true\n", 5, "retry_on_los"),
         (GOOD + "    kwargs: {at: 2030-01-01}\n", 5, "kwargs.at"),
         (GOOD + "    kwargs: {x: .nan}\n", 5, "kwargs.x"),
+        (GOOD + '    kwargs:\n      x: "\\0"\n', 6, "kwargs.x"),
+        (GOOD + '    name: "\\0"\n', 5, "name"),
         (GOOD.replace("cron", "crontab"), 3, "trigger_type: holds 'crontab'"),
         (GOOD.replace("hour: 1", "hour: 24"), 4, "trigger_params.hour: holds 24"),
         (GOOD.replace("hour: 1", "hours: 1"), 4, "trigger_params"),

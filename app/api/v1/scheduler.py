@@ -26,6 +26,7 @@ from app.errors import (
     ServiceUnavailable,
 )
 from app.i18n import current_language, translate
+from app.job_fields import storable
 from app.ledger import Job
 from app.repositories.jobs_repository import JobFilter
 from app.repositories.runs_repository import RunFilter
@@ -59,19 +60,13 @@ scheduler = APIBlueprint("scheduler", __name__, url_prefix="/api/v1/scheduler", 
 # Input
 
 
-def _without_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("text without NUL")
-    return text
-
-
 def _with_offset(moment: datetime) -> datetime:
     if not 1970 <= moment.year <= 9998:  # what the store's clock can hold, in any zone
         raise ValueError("a moment of the years 1970 to 9998")
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-Text = Annotated[str, Field(max_length=256), AfterValidator(_without_nul)]
+Text = Annotated[str, Field(max_length=256), AfterValidator(storable)]
 Moment = Annotated[datetime, AfterValidator(_with_offset), Field(description="ISO 8601; UTC without an offset")]
 Limit = Annotated[int, Field(ge=1, le=PAGE_LIMIT)]
 Outcome = Literal["pending", "running", "success", "failed", "lost", "cancelled", "missed", "coalesced", "skipped"]

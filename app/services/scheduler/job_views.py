@@ -29,6 +29,8 @@ OWN_EDITABLE_FIELDS = (
     "retry_on_loss",
     "is_enabled",
 )
+UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError)
+"""What a stored trigger raises that is no trigger."""
 EDITABLE_FIELDS: Mapping[str, tuple[str, ...]] = {
     "builtin": ("trigger",),
     "default": (),
@@ -163,12 +165,12 @@ def _fields(reading: JobReading, runtime: Runtime, language: str) -> dict[str, A
 def _trigger(spec: dict[str, Any], language: str) -> tuple[str, dict[str, str]]:
     try:
         return trigger_type(spec), trigger_args(spec, language)
-    except (LookupError, TypeError, ValueError):  # the row is set aside; `problem` says why
+    except UNREADABLE:  # the row is set aside; `problem` says why
         return str(spec.get("type", "")), {"description": ""}
 
 
 def _written(spec: dict[str, Any]) -> str:
     try:
         return str(build_trigger(spec))
-    except (LookupError, TypeError, ValueError):
+    except UNREADABLE:
         return ""
