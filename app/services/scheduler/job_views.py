@@ -9,32 +9,19 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.ledger.jobs import SETTINGS
 from app.repositories.jobs_repository import JobReading
 from app.runtime import Runtime
 from app.triggers import build_trigger, trigger_args, trigger_type
 
 State = Literal["STATE_RUNNING", "STATE_PAUSED"]
 
-OWN_EDITABLE_FIELDS = (
-    "trigger",
-    "name",
-    "description",
-    "task",
-    "kwargs",
-    "misfire_grace_time",
-    "coalesce",
-    "max_instances",
-    "priority",
-    "executor",
-    "retry_on_loss",
-    "is_enabled",
-)
 UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError)
 """What a stored trigger raises that is no trigger."""
 EDITABLE_FIELDS: Mapping[str, tuple[str, ...]] = {
     "builtin": ("trigger",),
     "default": (),
-    "own": OWN_EDITABLE_FIELDS,
+    "own": ("trigger", *SETTINGS, "is_enabled"),
 }
 """What a PUT may change, by the job's source."""
 
