@@ -14,11 +14,12 @@ from app.services.scheduler.scheduler_status_read_service import (
     SchedulerDashboard,
 )
 
-ALARMS_COUNTED = 200
+ALARMS_COUNTED = 100
 ALARMS_SHOWN = 10
 ACTIVE_SHOWN = 15
 JOBS_SHOWN = 10
 FIRES_DRAWN = 300
+STOPPED_NODES_SHOWN = 2
 
 NodeHealth = Literal["working", "stopping", "silent", "stopped"]
 
@@ -45,25 +46,32 @@ class Board:
 
 def board_of(state: SchedulerDashboard) -> Board:
     """The board of one reading of the store."""
-    status = state.status
-    late_before = status.at - OVERDUE_AFTER
+    late_before = state.at - OVERDUE_AFTER
     waiting = [run for run in state.running if run.outcome == "pending" and run.scheduled_for < late_before]
     late_ids = {job.id for job in state.late}
     due = [*state.late, *(job for job in state.upcoming if job.id not in late_ids)]
     return Board(
-        running=status.queue.running,
-        pending=status.queue.pending,
+        running=state.queue.running,
+        pending=state.queue.pending,
         failed=sum(run.outcome in _FAILURES for run in state.alarms),
         missed=sum(run.count for run in state.alarms if run.outcome not in _FAILURES),
         late=len(state.late) + len(waiting),
-        live_nodes=sum(node.is_alive for node in status.nodes),
+        live_nodes=sum(node.is_alive for node in state.nodes),
         active=state.running[:ACTIVE_SHOWN],
         alarms=state.alarms[:ALARMS_SHOWN],
         late_before=late_before,
         due=due[:JOBS_SHOWN],
-        nodes=sorted(status.nodes, key=lambda node: (not node.is_alive, -node.started_at.timestamp())),
-        task_problems=status.task_problems,
+        nodes=_nodes_shown(state.nodes),
+        task_problems=state.task_problems,
     )
+
+
+def _nodes_shown(nodes: list[NodeView]) -> list[NodeView]:
+    """The living first, then the silent; of those that stopped in order only the newest."""
+    rank = {"working": 0, "stopping": 1, "silent": 2, "stopped": 3}
+    ordered = sorted(nodes, key=lambda node: (rank[node_health(node)], -node.started_at.timestamp()))
+    stopped = [node for node in ordered if node_health(node) == "stopped"]
+    return [node for node in ordered if node_health(node) != "stopped"] + stopped[:STOPPED_NODES_SHOWN]
 
 
 def node_health(node: NodeView) -> NodeHealth:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from flask import Blueprint, abort, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 
-from app.i18n import LANGUAGE_COOKIE, LANGUAGES
+from app.i18n import LANGUAGE_COOKIE, LANGUAGES, current_language
 from app.pages.board import ALARMS_COUNTED, FIRES_DRAWN, board_of
 from app.pages.formats import page_now, page_zone
 from app.pages.return_address import HOME, safe_return_address
@@ -110,7 +110,9 @@ def choose_language(language: str) -> ResponseReturnValue:
 @pages.get("/dashboard")
 @login_first
 def dashboard() -> ResponseReturnValue:
-    state = SchedulerStatusReadService().dashboard(recent=FIRES_DRAWN, alarms=ALARMS_COUNTED + 1)
+    state = SchedulerStatusReadService(language=current_language()).dashboard(
+        recent=FIRES_DRAWN, alarms=ALARMS_COUNTED + 1
+    )
     timeline = draw_timeline(state.recent, now=page_now(), zone=page_zone())
     return render_template(
         "dashboard.html",
@@ -128,7 +130,7 @@ def scheduler() -> ResponseReturnValue:
     state = request.args.get("state", "")
     wanted = FILTERS.get(state, JobFilter())
     cursor = request.args.get("cursor") or None
-    found = SchedulerJobsReadService().page(
+    found = SchedulerJobsReadService(language=current_language()).page(
         JobFilter(scheduled=wanted.scheduled, is_enabled=wanted.is_enabled, q=search or None),
         limit=JOBS_ON_A_PAGE,
         cursor=cursor,
@@ -148,7 +150,7 @@ def scheduler() -> ResponseReturnValue:
 @login_first
 def job(job_id: str) -> ResponseReturnValue:
     cursor = request.args.get("cursor") or None
-    found = SchedulerJobsReadService().get_job(job_id)
+    found = SchedulerJobsReadService(language=current_language()).get_job(job_id)
     history = SchedulerRunsReadService().history(job_id, limit=RUNS_ON_A_PAGE, cursor=cursor)
     timeline = draw_timeline(history.items, now=page_now(), zone=page_zone()) if cursor is None else None
     return render_template(

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from flask_babel import gettext as _
 
+from app.errors import _N
 from app.pages.timeline import Timeline
 from app.services.scheduler.run_views import RunView
+
+_OUTCOMES = {
+    "pending": _N("等待开始"),
+    "running": _N("运行中"),
+    "success": _N("成功"),
+    "failed": _N("失败"),
+    "lost": _N("丢失"),
+    "cancelled": _N("已取消"),
+    "missed": _N("错过"),
+    "coalesced": _N("已合并"),
+    "skipped": _N("跳过"),
+}
 
 
 def outcome_name(outcome: str) -> str:
     """An outcome of the ledger in the page's language."""
-    names = {
-        "pending": _("等待开始"),
-        "running": _("运行中"),
-        "success": _("成功"),
-        "failed": _("失败"),
-        "lost": _("丢失"),
-        "cancelled": _("已取消"),
-        "missed": _("错过"),
-        "coalesced": _("已合并"),
-        "skipped": _("跳过"),
-    }
-    return str(names.get(outcome, outcome))
+    message = _OUTCOMES.get(outcome)
+    return outcome if message is None else str(_(message))
 
 
 def run_kind(run: RunView) -> str:

@@ -27,16 +27,21 @@ export function showNotice(host, { kind, message, details = [], requestId = "", 
   host.replaceChildren(notice);
 }
 
+/** What the envelope's context says is accepted, as a line; none when it says nothing. */
+export function acceptedLines(answer) {
+  const { accepted } = answer.context;
+  if (accepted === undefined) return [];
+  const shown = Array.isArray(accepted) ? accepted.join(", ") : accepted;
+  return [`${text("accepted")} ${typeof shown === "string" ? shown : JSON.stringify(shown)}`];
+}
+
 /** The notice of a failed call, with what the envelope's context says of the field. */
 export function showFailure(host, answer) {
-  const details = [];
-  const { field, value, accepted } = answer.context;
+  const details = acceptedLines(answer);
+  const { field, value } = answer.context;
   if (field) {
-    details.push(`${text("field")} ${field}${value === undefined ? "" : ` = ${JSON.stringify(value)}`}`);
-  }
-  if (accepted !== undefined) {
-    const shown = Array.isArray(accepted) ? accepted.join(", ") : accepted;
-    details.push(`${text("accepted")} ${typeof shown === "string" ? shown : JSON.stringify(shown)}`);
+    const held = value === undefined || value === null ? "" : ` = ${JSON.stringify(value)}`;
+    details.unshift(`${text("field")} ${field}${held}`);
   }
   showNotice(host, { kind: "bad", message: answer.message, details, requestId: answer.requestId });
 }

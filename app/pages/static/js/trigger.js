@@ -1,7 +1,7 @@
 // The dialog that changes a job's trigger; shows the next five fires while the reader types.
 
 import { callApi, text } from "./http.js";
-import { showFailure, showNotice } from "./notice.js";
+import { acceptedLines, showFailure, showNotice } from "./notice.js";
 import { refresh } from "./refresh.js";
 
 const TYPING_PAUSE_MS = 300;
@@ -45,6 +45,11 @@ function payload() {
   return body;
 }
 
+function isEmpty(body) {
+  const given = { cron: ["cron_expression", "week"], interval: AMOUNTS, date: ["run_date"] }[body.trigger_type];
+  return !given.some((name) => name in body);
+}
+
 function showFields() {
   for (const part of form.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== chosenType();
   more.hidden = chosenType() === "date";
@@ -71,22 +76,32 @@ function showFires(list) {
   }
 }
 
+function clearPreview() {
+  showFires([]);
+  words.textContent = "";
+  previewNotice.replaceChildren();
+}
+
 async function preview() {
   asking?.abort();
   asking = new AbortController();
+  const body = payload();
+  if (isEmpty(body)) {
+    clearPreview(); // nothing was given yet: no reason to complain
+    return;
+  }
   let answer;
   try {
     answer = await callApi("POST", "/api/v1/scheduler/triggers/preview", {
-      body: { ...payload(), count: PREVIEW_COUNT },
+      body: { ...body, count: PREVIEW_COUNT },
       signal: asking.signal,
     });
   } catch {
     return; // a newer preview took over
   }
   if (!answer.ok) {
-    showFires([]);
-    words.textContent = "";
-    showFailure(previewNotice, answer);
+    clearPreview();
+    showNotice(previewNotice, { kind: "bad", message: answer.message, details: acceptedLines(answer) });
     return;
   }
   const list = answer.data.fires || [];
@@ -152,6 +167,7 @@ form.addEventListener("submit", async (event) => {
   });
   button.disabled = false;
   if (!answer.ok) {
+    previewNotice.replaceChildren(); // the refusal says the same, and more
     showFailure(saveNotice, answer);
     return;
   }

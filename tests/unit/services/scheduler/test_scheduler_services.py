@@ -133,7 +133,7 @@ def test_the_dashboard(loaded: Runtime) -> None:
         (job.id for job in shown.upcoming), key=lambda job_id: SchedulerJobsReadService().get_job(job_id).next_run_time
     )
     assert len(shown.upcoming) == 2
-    assert shown.status.nodes == []
+    assert shown.nodes == []
 
 
 def test_the_preview_speaks_the_readers_language(loaded: Runtime) -> None:
