@@ -85,7 +85,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
     made = Checkout(folder, f"whalefall-e2e-up-{os.getpid()}", free_port())
-    (folder / ".env").write_text(f"WHALEFALL_TAG={TAG}\n")
+    # As many begin: with a copy of env.example, here with the one value that keeps this test's image apart.
+    example = (folder / "env.example").read_text()
+    assert "\nWHALEFALL_TAG=latest\n" in example
+    (folder / ".env").write_text(example.replace("\nWHALEFALL_TAG=latest\n", f"\nWHALEFALL_TAG={TAG}\n"))
     yield made
     made.run("docker", "compose", "down", "--volumes", "--remove-orphans", "--timeout", "5")
 

@@ -42,12 +42,23 @@ version_at_least() {
   [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]
 }
 
+# A setting as Compose would find it: the environment, then .env, then the given default.
+setting() {
+  local value=${!1-}
+  if [[ -z $value && -f $ENV_FILE ]]; then
+    value=$(sed -n "s/^$1=//p" "$ENV_FILE" | tail -n 1)
+    value=${value#[\"\']}
+    value=${value%[\"\']}
+  fi
+  printf '%s\n' "${value:-${2-}}"
+}
+
 # --- what the host's own configuration says --------------------------------------------------------------------------
 
 # Fields of /etc/os-release; empty where it has none.
 os_field() {
   local line
-  line=$(grep -m 1 "^$1=" "${OS_RELEASE:-/etc/os-release}" 2> /dev/null) || return 0
+  line=$(grep -m 1 "^$1=" /etc/os-release 2> /dev/null) || return 0
   line=${line#*=}
   line=${line#\"}
   printf '%s\n' "${line%\"}"
@@ -65,7 +76,9 @@ host_archive() {
 # The Debian archives of this host: "MAIN SECURITY". DEBIAN_MIRROR and DEBIAN_SECURITY_MIRROR stand in on a host that
 # is not Debian, or that has none.
 debian_archives() {
-  local main=${DEBIAN_MIRROR:-} security=${DEBIAN_SECURITY_MIRROR:-} release
+  local main security release
+  main=$(setting DEBIAN_MIRROR)
+  security=$(setting DEBIAN_SECURITY_MIRROR)
   if [[ $(os_field ID) == debian ]]; then
     release=$(os_field VERSION_CODENAME)
     main=${main:-$(host_archive "$release")}
@@ -272,19 +285,9 @@ is_process() {
 
 # --- images ----------------------------------------------------------------------------------------------------------
 
+# In the root, like a person would: .env, and a COMPOSE_FILE in it, count from there.
 compose() {
-  docker compose --project-directory "$ROOT" "$@"
-}
-
-# A setting as Compose would find it: the environment, then .env, then the given default.
-setting() {
-  local value=${!1-}
-  if [[ -z $value && -f $ENV_FILE ]]; then
-    value=$(sed -n "s/^$1=//p" "$ENV_FILE" | tail -n 1)
-    value=${value#[\"\']}
-    value=${value%[\"\']}
-  fi
-  printf '%s\n' "${value:-${2-}}"
+  (cd "$ROOT" && docker compose "$@")
 }
 
 have_image() {
@@ -294,16 +297,17 @@ have_image() {
 # prepare_build true|false: the base image, and the host's settings for the build; exports BASE_IMAGE and
 # BUILD_SETTINGS_DIR. The argument says whether missing packages may be installed.
 prepare_build() {
-  BASE_IMAGE=$(setting BASE_IMAGE)
-  [[ -n $BASE_IMAGE ]] || choose_base_image
+  # The values of env.example are no choice of anybody's.
+  BASE_IMAGE=$(setting BASE_IMAGE "$PUBLIC_BASE")
+  [[ $BASE_IMAGE != "$PUBLIC_BASE" ]] || choose_base_image
   if [[ $BASE_IMAGE == "$OWN_BASE" ]]; then
     have_image "$OWN_BASE" || build_base_image "$1"
   else
     have_image "$BASE_IMAGE" || docker pull --quiet "$BASE_IMAGE" >&2 ||
       die "BASE_IMAGE $BASE_IMAGE is not here and cannot be pulled; leave it empty to have a base image chosen"
   fi
-  BUILD_SETTINGS_DIR=$(setting BUILD_SETTINGS_DIR)
-  if [[ -z $BUILD_SETTINGS_DIR || $BUILD_SETTINGS_DIR == ../.build ]]; then
+  BUILD_SETTINGS_DIR=$(setting BUILD_SETTINGS_DIR ../images/build-settings)
+  if [[ $BUILD_SETTINGS_DIR == ../images/build-settings || $BUILD_SETTINGS_DIR == ../.build ]]; then
     BUILD_SETTINGS_DIR=../.build # counts from the folder compose/
     write_build_settings
   fi
@@ -311,7 +315,6 @@ prepare_build() {
 }
 
 choose_base_image() {
-  BASE_IMAGE=$PUBLIC_BASE
   have_image "$PUBLIC_BASE" && return
   step "pulling $PUBLIC_BASE"
   if ! timeout 300 docker pull --quiet "$PUBLIC_BASE" > /dev/null 2>&1; then
