@@ -17,6 +17,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from schemathesis.core.result import Ok
 
 from e2e.harness.client import SCHEDULER, Client
 from e2e.harness.stack import Stack, running_stack
@@ -355,6 +356,7 @@ def test_made_up_inputs(hostile: Stack, document: dict[str, Any]) -> None:
     headers = {"Authorization": f"Bearer {hostile.secrets['api_token']}"}
     complaints: list[str | None] = []
     for result in schema.get_all_operations():
+        assert isinstance(result, Ok), result
         operation = result.ok()
 
         @settings(
