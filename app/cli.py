@@ -181,6 +181,8 @@ def apply_export(*, file: str, dry_run: bool, as_json: bool) -> None:
     if as_json:
         _print_json({"path": str(path), "dry_run": dry_run, **applied.as_json()})
         return
+    if not any(applied.as_json().values()):
+        click.echo("the export names no job; nothing to change")
     would = "would be " if dry_run else ""
     for name in ("added", "restored", "changed", "unchanged"):
         for job_id in getattr(applied, name):

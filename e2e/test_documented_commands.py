@@ -34,7 +34,7 @@ def blocks() -> list[tuple[str, str]]:
 def as_on_this_stack(body: str, stack: Stack, folder: Path) -> str:
     """The block with the address, the secrets and the folder of the test's stack in the place of the user's."""
     body = body.replace("http://localhost", stack.base_url).replace(".secrets/", f"{stack.folder}/secrets/")
-    return re.sub(r"(?<![\w/])backups$", str(folder), body, flags=re.MULTILINE)
+    return body.replace("off-volume", str(folder))
 
 
 @pytest.mark.parametrize(("page", "body"), blocks(), ids=lambda value: value.strip().splitlines()[0][:60])
