@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from e2e.harness.stack import ROOT, Stack
 
-IMAGE = "whalefall/allinone:latest"
+IMAGE = f"whalefall/allinone:{os.environ.get('WHALEFALL_TAG', 'latest')}"
 LARGEST_MB = 250
 COMPILERS = ("gcc", "cc", "g++", "clang", "tcc", "make", "ld", "as", "pip", "pip3", "cargo")
 #: What a key or a password looks like in a layer or in a command of the history.
