@@ -13,11 +13,13 @@ from flask.testing import FlaskClient
 from sqlalchemy import insert
 
 from app import create_app
+from app.db.account_tables import users
 from app.db.clock import to_us
 from app.db.engines import write_transaction
 from app.db.jobstore_tables import nodes, run_logs, runs
 from app.ledger import NewJob
 from app.runtime import Runtime, runtime_of
+from app.services.accounts.passwords import hash_password
 from app.settings import Settings
 
 PASSWORD = "whale-fall-of-tests"
@@ -52,6 +54,28 @@ def reader(app: Flask) -> FlaskClient:
     """A browser with the admin's session, reading Chinese."""
     client = app.test_client()
     answer = client.post("/api/v1/auth/login", json={"username": "admin", "password": PASSWORD})
+    assert answer.status_code == 200, answer.text
+    return client
+
+
+@pytest.fixture
+def onlooker(app: Flask, runtime: Runtime) -> FlaskClient:
+    """A browser with the session of a user who may look but not change."""
+    now = to_us(datetime.now(UTC))
+    with write_transaction(runtime.database) as connection:
+        connection.execute(
+            insert(users).values(
+                username="onlooker",
+                password_hash=hash_password(PASSWORD),
+                session_stamp="stamp",
+                role="view",
+                is_active=True,
+                created_at=now,
+                updated_at=now,
+            )
+        )
+    client = app.test_client()
+    answer = client.post("/api/v1/auth/login", json={"username": "onlooker", "password": PASSWORD})
     assert answer.status_code == 200, answer.text
     return client
 

@@ -76,6 +76,17 @@ def test_who_is_logged_in_needs_no_login_page(reader: FlaskClient) -> None:
     assert (answer.status_code, answer.location) == (302, "/scheduler")
 
 
+def test_who_may_only_look_sees_no_buttons(
+    onlooker: FlaskClient, reader: FlaskClient, add_job: Callable[..., None]
+) -> None:
+    add_job("nightly")
+    for address in ("/scheduler", "/scheduler/jobs/nightly"):
+        assert "data-action=" in reader.get(address).text
+        page = onlooker.get(address)
+        assert page.status_code == 200
+        assert re.findall(r"data-action=|data-change-trigger|data-reload|<dialog|js/jobs", page.text) == []
+
+
 # -- language ---------------------------------------------------------------------------------------------
 
 

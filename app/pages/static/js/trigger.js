@@ -169,6 +169,7 @@ form.addEventListener("submit", async (event) => {
   if (!answer.ok) {
     previewNotice.replaceChildren(); // the refusal says the same, and more
     showFailure(saveNotice, answer);
+    saveNotice.scrollIntoView({ block: "nearest" });
     return;
   }
   const warnings = answer.meta.warnings || [];
