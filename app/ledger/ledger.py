@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.clock import from_us, to_us
 from app.db.engines import database_now_us, read_transaction, write_transaction
@@ -100,11 +101,10 @@ class Ledger:
     def add_job(self, new: NewJob, by: str) -> Job:
         """Adds a job; ValidationError when its id is taken, also by a deleted job that can be restored."""
         with self._edit() as (connection, now):
-            taken = connection.execute(select(jobs.c.is_active).where(jobs.c.id == new.id)).scalar_one_or_none()
-            if taken is not None:
-                message = _N("任务 ID 已被占用") if taken else _N("任务 ID 属于一个已删除、仍可恢复的任务")
+            if not _insert_job(connection, new, by=by, now=now):
+                taken = connection.execute(select(jobs.c.is_active).where(jobs.c.id == new.id)).scalar_one_or_none()
+                message = _N("任务 ID 属于一个已删除、仍可恢复的任务") if taken is False else _N("任务 ID 已被占用")
                 raise ValidationError(message, field="id", value=new.id, accepted=_N("未被占用的 ID"))
-            _insert_job(connection, new, by=by, now=now)
             return _read_job(connection, new.id)
 
     def change_job(self, job_id: str, changes: Mapping[str, Any], by: str, *, if_revision: int | None = None) -> Job:
@@ -142,7 +142,8 @@ class Ledger:
     def restore_job(self, job_id: str, by: str) -> Job:
         """Brings a deleted job back; NotFound when there is none."""
         with self._edit() as (connection, now):
-            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one_or_none()
+            query = select(jobs).where(jobs.c.id == job_id).with_for_update()
+            row = connection.execute(query).mappings().one_or_none()
             if row is None or row["is_active"]:
                 raise NotFound(_N("任务不存在"))
             _update_job(connection, row, {"is_active": True, "deleted_at": None}, by=by, now=now)
@@ -161,19 +162,21 @@ class Ledger:
         Missing ones are added; stored ones take what the configuration changed and keep what the API changed;
         ones that it no longer names stay until a reload.
         """
-        added, updated, kept = [], [], []
+        added: list[str] = []
+        updated: list[str] = []
+        kept: list[str] = []
         with self._edit() as (connection, now):
             stored = {row["id"]: row for row in connection.execute(select(jobs)).mappings()}
             for new in defaults:
                 row = stored.get(new.id)
                 if row is None:
-                    _insert_job(connection, new, by=by, now=now)
-                    added.append(new.id)
+                    # Another node that starts at this moment may have added it meanwhile.
+                    (added if _insert_job(connection, new, by=by, now=now) else kept).append(new.id)
                 elif row["source"] == "own":
                     logger.error("default job %s: its id is taken by a job of a user's own, which stays", new.id)
                     kept.append(new.id)
                 elif values := _new_definition(row, new):
-                    claim(connection, owner=self._owner, now=now, only=new.id)
+                    self._settle(connection, new.id, now)
                     _update_job(connection, _row(connection, new.id), values, by=by, now=now, own_edit=False)
                     updated.append(new.id)
                 else:
@@ -316,9 +319,14 @@ class Ledger:
             else:
                 connection, now = self._shared
             if job_id is not None:
-                claim(connection, owner=self._owner, now=now, only=job_id)
+                self._settle(connection, job_id, now)
             yield connection, now
         self._wake()
+
+    def _settle(self, connection: Connection, job_id: str, now: int) -> None:
+        """Claims every moment of the job that is due, however many looks that takes."""
+        while claim(connection, owner=self._owner, now=now, only=job_id).more_due:
+            pass
 
 
 def _row(connection: Connection, job_id: str) -> Row:
@@ -342,17 +350,22 @@ def _stored(value: Any) -> Any:
     return to_json(dict(value)) if isinstance(value, Mapping) else value
 
 
-def _insert_job(connection: Connection, new: NewJob, *, by: str, now: int, is_enabled: bool | None = None) -> None:
+def _insert_job(connection: Connection, new: NewJob, *, by: str, now: int, is_enabled: bool | None = None) -> bool:
+    """Whether the job is added; not when its id is taken."""
     values = {name: _stored(getattr(new, name)) for name in SETTINGS}
     values["name"] = new.name or new.id
     enabled = new.is_enabled if is_enabled is None else is_enabled
     trigger = to_json(dict(new.trigger))
-    connection.execute(
-        insert(jobs).values(
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    inserted = connection.execute(
+        dialect.insert(jobs)
+        .values(
             id=new.id,
             source=new.source,
             trigger=trigger,
             is_enabled=enabled,
+            # A switch that differs from the definition is the API's, and stays so at the next start.
+            overrides=json.dumps([] if enabled == new.is_enabled else ["is_enabled"]),
             is_paused=False,
             is_active=True,
             next_run_time=first_moment(trigger, now) if enabled else None,
@@ -363,7 +376,10 @@ def _insert_job(connection: Connection, new: NewJob, *, by: str, now: int, is_en
             updated_at=now,
             **values,
         )
+        .on_conflict_do_nothing(index_elements=[jobs.c.id])
+        .execution_options(preserve_rowcount=True)
     )
+    return inserted.rowcount == 1
 
 
 def _update_job(
@@ -447,7 +463,7 @@ def _remove(connection: Connection, job_id: str, *, by: str, now: int, replaced:
     Deleted for good is only what the configuration can bring back: an own job and a row that cannot be read
     stay, restorable, under another id where their own is needed.
     """
-    row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one_or_none()
+    row = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).mappings().one_or_none()
     if row is None:
         return None
     readable = _problem(row, now) is None

@@ -168,6 +168,8 @@ class TestDefaults:
         assert not stored(store, "a").is_enabled
         assert stored(store, "a").next_run_time is None
         assert stored(store, "b").is_enabled
+        store.ledger.load_defaults([default("a"), default("b")])
+        assert not stored(store, "a").is_enabled
 
     def test_own_jobs_can_be_restored_after_a_reload(self, store: Store) -> None:
         store.add("mine", kwargs={"x": 1})
