@@ -18,15 +18,21 @@ SMALLEST_BAR_PERCENT = 0.4  # a run of some milliseconds would be invisible
 TICKS_WANTED = 6
 FUTURE_SHARE = 0.02  # air between now and the right edge
 
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 SPANS = tuple(
-    timedelta(seconds=s)
-    for s in (60, 300, 900, 3600, 3 * 3600, 12 * 3600, 86400, 3 * 86400, 7 * 86400, 30 * 86400, 90 * 86400)
+    timedelta(seconds=unit * count)
+    for unit, counts in ((_MINUTE, (1, 2, 5, 10, 15, 30)), (_HOUR, (1, 2, 3, 6, 12)), (_DAY, (1, 2, 3, 7, 14, 30, 90)))
+    for count in counts
 )
-TICK_STEPS_S = (
-    *(5, 10, 15, 30),
-    *(60, 120, 300, 600, 900, 1800),
-    *(3600, 7200, 3 * 3600, 6 * 3600, 12 * 3600),
-    *(86400, 2 * 86400, 7 * 86400, 14 * 86400, 30 * 86400),
+TICK_STEPS_S = tuple(
+    unit * count
+    for unit, counts in (
+        (1, (5, 10, 15, 30)),
+        (_MINUTE, (1, 2, 3, 5, 10, 15, 30)),
+        (_HOUR, (1, 2, 3, 6, 12)),
+        (_DAY, (1, 2, 7, 14, 30)),
+    )
+    for count in counts
 )
 
 RAN = frozenset({"running", "success", "failed", "lost", "cancelled"})

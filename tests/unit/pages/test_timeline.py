@@ -18,10 +18,10 @@ class Fired:
     job_id: str = "job"
     outcome: str = "success"
     count: int = 1
-    scheduled_for: datetime = NOW - timedelta(minutes=30)
+    scheduled_for: datetime = NOW - timedelta(minutes=45)
     scheduled_from: datetime | None = None
-    started_at: datetime | None = NOW - timedelta(minutes=30)
-    finished_at: datetime | None = NOW - timedelta(minutes=29)
+    started_at: datetime | None = NOW - timedelta(minutes=45)
+    finished_at: datetime | None = NOW - timedelta(minutes=44)
 
 
 def drawn(*fires: Fired, lane_limit: int = 12) -> Timeline:
@@ -44,7 +44,7 @@ def test_span_is_the_smallest_that_holds_all() -> None:
 def test_a_run_is_a_bar_from_start_to_end() -> None:
     (mark,) = drawn(Fired()).lanes[0].marks
     assert mark.ran
-    assert abs(mark.x - 50 / (1 + FUTURE_SHARE)) < 0.01
+    assert abs(mark.x - 25 / (1 + FUTURE_SHARE)) < 0.01
     assert abs(mark.width - 100 / 60 / (1 + FUTURE_SHARE)) < 0.01
 
 
@@ -55,7 +55,7 @@ def test_a_running_run_reaches_now() -> None:
 
 
 def test_a_short_run_stays_visible() -> None:
-    start = NOW - timedelta(minutes=30)
+    start = NOW - timedelta(minutes=45)
     (mark,) = drawn(Fired(finished_at=start + timedelta(milliseconds=3))).lanes[0].marks
     assert mark.width == SMALLEST_BAR_PERCENT
 
@@ -63,7 +63,7 @@ def test_a_short_run_stays_visible() -> None:
 def test_a_missed_moment_is_no_bar() -> None:
     (mark,) = drawn(Fired(outcome="missed", started_at=None, finished_at=NOW)).lanes[0].marks
     assert not mark.ran
-    assert mark.at == NOW - timedelta(minutes=30)
+    assert mark.at == NOW - timedelta(minutes=45)
 
 
 def test_counts_are_of_moments_not_of_rows() -> None:
