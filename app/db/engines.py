@@ -55,12 +55,19 @@ def create_engine_for(url: str | URL, *, busy_timeout_s: float = REQUEST_BUSY_TI
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
+    connection.text_factory = _text
     # The busy timeout is set by the driver's `timeout` before any of these can meet a lock.
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _text(value: bytes) -> str:
+    # A row with damaged bytes must not fail the query that selects it among others; written out, a damaged byte
+    # is still no valid JSON, so that such a job is set aside.
+    return value.decode("utf-8", "backslashreplace")
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, func, select, update
+from sqlalchemy import Connection, Select, bindparam, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.jobstore_tables import IS_ACTIVE, Row, jobs, runs
@@ -39,18 +39,23 @@ _ADVANCE = (
 
 @dataclass(slots=True)
 class Claimed:
-    """What one look took: the runs to start, and the folds by outcome, for counters and events."""
+    """What one look took: the runs to start, and the folds by outcome, for counters and events.
+
+    `withheld`: something was due, and none of it could be taken.
+    """
 
     tickets: list[Ticket] = field(default_factory=list)
     folded: list[tuple[str, Fold]] = field(default_factory=list)  # (job id, fold)
     more_due: bool = False
+    withheld: bool = False
 
 
 def due_jobs(now: int, *, only: str | None = None, limit: int = JOBS_PER_LOOK) -> Select[Any]:
     """The jobs with a moment due at `now`, the most urgent first; rows that another node claims are passed over."""
     query = select(*_CLAIM_COLUMNS).where(jobs.c.next_run_time <= now, jobs.c.problem.is_(None))
     if only is not None:
-        return query.where(jobs.c.id == only)
+        # An edit waits for a claim that is under way; without the lock both would insert the same moments.
+        return query.where(jobs.c.id == only).with_for_update()
     return (
         query.order_by(jobs.c.priority.desc(), jobs.c.next_run_time, jobs.c.id)
         .limit(limit)
@@ -100,9 +105,12 @@ def claim(connection: Connection, *, owner: str, now: int, only: str | None = No
 
 def active_counts(connection: Connection, job_id: str | None = None) -> dict[str, int]:
     """How many runs of each job are pending or running, on all nodes together."""
-    query = select(runs.c.job_id, func.count()).where(IS_ACTIVE).group_by(runs.c.job_id)
+    # An expression, so that the planner takes the small index of active runs; for the column itself it walks the
+    # one that leads with it, and with that all runs that there ever were.
+    job = func.coalesce(runs.c.job_id, literal("", literal_execute=True))
+    query = select(job, func.count()).where(IS_ACTIVE).group_by(job)
     if job_id is not None:
-        query = query.where(runs.c.job_id == job_id)
+        query = query.where(job == job_id)
     return {job: count for job, count in connection.execute(query)}  # noqa: C416 - a Row is no pair to mypy
 
 

@@ -97,3 +97,9 @@ class TestIntegrity:
         with pytest.raises(DamagedDatabase, match="kept as it is"):
             check_integrity(engine)
         assert path.read_bytes() == bytes(content)
+
+
+def test_bytes_that_are_no_text_are_read_all_the_same(engine: Engine) -> None:
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT CAST(x'22ff22' AS TEXT) UNION ALL SELECT 'é'").scalars().all()
+    assert rows == ['"\\xff"', "é"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
+from sqlalchemy.dialects import postgresql
 
 from app.db.clock import to_us
 from app.db.engines import write_transaction
-from app.ledger.claim import claim
+from app.ledger.claim import active_counts, claim, due_jobs
 
 from .conftest import START, Store, seconds
 
@@ -107,3 +110,35 @@ def test_folded_moments_are_one_row_with_a_count(store: Store) -> None:
     assert (missed["outcome"], missed["count"], missed["scheduled_from"]) == ("missed", 3540, to_us(START))
     assert (coalesced["outcome"], coalesced["count"]) == ("coalesced", 60)
     assert (run["scheduled_for"], run["count"], run["scheduled_from"]) == (to_us(now), 1, None)
+
+
+def test_bytes_that_are_no_text_set_their_job_aside_and_stop_nobody(store: Store) -> None:
+    for name in ("broken", "sound"):
+        store.add(name)
+        store.due_at(START, name)
+    with write_transaction(store.engine) as connection:
+        connection.exec_driver_sql("""UPDATE jobs SET kwargs = CAST(x'7b22ff223a317d' AS TEXT) WHERE id = 'broken'""")
+    assert [ticket.job_id for ticket in store.claim(START).tickets] == ["sound"]
+    assert store.job("broken")["problem"]
+
+
+@pytest.mark.parametrize("job_id", [None, "job"])
+def test_active_runs_are_counted_by_their_own_index(store: Store, job_id: str | None) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(store.engine, "before_cursor_execute", note)
+    with store.engine.connect() as connection:
+        active_counts(connection, job_id)
+        event.remove(store.engine, "before_cursor_execute", note)
+        statement, parameters = seen[-1]
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    assert "ix_runs_active" in plan[0].detail
+
+
+@pytest.mark.parametrize(("only", "lock"), [("job", "FOR UPDATE"), (None, "FOR UPDATE SKIP LOCKED")])
+def test_claims_lock_their_jobs_where_rows_can_be_locked(only: str | None, lock: str) -> None:
+    statement = str(due_jobs(0, only=only).compile(dialect=postgresql.dialect()))
+    assert statement.endswith(lock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,8 @@ from sqlalchemy import event
 from app.db.clock import from_us
 from app.errors import NotFound, PreconditionFailed, ValidationError
 from app.ledger import Job, NewJob
+from app.ledger.fates import MOMENTS_PER_LOOK
+from app.ledger.ledger import _insert_job
 
 from .conftest import EVERY_SECOND, START, Store, seconds
 
@@ -261,3 +264,30 @@ def test_edits_made_together_are_all_or_none(store: Store) -> None:
     assert not stored(store, "a").is_paused
     pause("a")
     assert stored(store, "a").is_paused
+
+
+def test_an_edit_claims_all_that_is_due_however_many_looks_it_takes(store: Store) -> None:
+    store.add(coalesce=False, misfire_grace_time=10_000)
+    first = datetime.now(UTC).replace(microsecond=0) - seconds(2 * MOMENTS_PER_LOOK + 100)
+    store.due_at(first)
+    job = store.ledger.change_job("job", {"trigger": DAILY}, "7")
+    assert job.next_run_time is not None
+    moments = sum(run["count"] for run in store.runs())
+    assert moments > 2 * MOMENTS_PER_LOOK
+    assert Counter(run["outcome"] for run in store.runs()) == {"pending": MOMENTS_PER_LOOK, "skipped": 1}
+
+
+def test_a_default_that_another_node_adds_meanwhile_is_kept(store: Store) -> None:
+    """What PostgreSQL shows two nodes that start together: neither sees the other's row before it inserts its own."""
+
+    added: list[str] = []
+
+    def add_meanwhile(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT jobs.id") and not added:
+            added.append("builtin")
+            _insert_job(connection, default(), by="other", now=0)
+
+    event.listen(store.engine, "after_cursor_execute", add_meanwhile)
+    report = store.ledger.load_defaults([default(), default("second")])
+    assert (report.added, report.kept) == (("second",), ("builtin",))
+    assert stored(store).created_by == "other"
