@@ -86,6 +86,7 @@ LATEST_BEAT_S = 1.4
 """Well below the silence after which another node takes over what this one has not started."""
 REAP_S = 1.0
 _PURGE_NODES_S = 3600.0
+_WITHHELD_S = 0.02
 _COMPLAIN_S = 30.0
 _STALLED_AFTER_S = 15.0
 _RUNNING_SHOWN = 50
@@ -114,8 +115,19 @@ class LedgerThreads(ThreadPoolExecutor):
     """The executor `default`: threads of this process."""
 
     def submit_run(self, ticket: Ticket, run: Callable[[Ticket], Ending], end: Callable[[Ending], None]) -> None:
-        """Runs a started run in a thread; `end` takes how it ended."""
-        self._pool.submit(lambda: end(run(ticket)))
+        """Runs a started run in a thread; `end` takes how it ended. What raises does not run, now or later."""
+        door = threading.Lock()
+
+        def work() -> None:
+            if door.acquire(blocking=False):
+                end(run(ticket))
+
+        try:
+            self._pool.submit(work)
+        except RuntimeError:
+            # No new thread could be had, yet the work is in the pool's queue already, for any thread that comes free.
+            if door.acquire(blocking=False):
+                raise
 
 
 class LedgerProcesses(ProcessPoolExecutor):
@@ -348,6 +360,7 @@ class LedgerScheduler(BackgroundScheduler):
             transaction=self._write,
             started=self._tell_started,
             ended=self._tell_ended,
+            adopt=self._on_change,
         )
         self._watchdog = Watchdog(lambda: self._clocks.turn)
         super().__init__(
@@ -438,12 +451,17 @@ class LedgerScheduler(BackgroundScheduler):
         self._reap()
         self._problem = None
         self._clocks.store = time.monotonic()
-        return 0.0 if claimed.more_due else self._seconds_to_next_moment()
+        if claimed.more_due:
+            return 0.0
+        # What is due and withheld is in another transaction's hands: asking without a pause frees it no sooner.
+        return self._seconds_to_next_moment() or (_WITHHELD_S if claimed.withheld else 0.0)
 
     def _claim_and_beat(self) -> Claimed:
         started = time.monotonic()
-        adopt, self._adopt = self._adopt, False
         claims = self.state == STATE_RUNNING and not self._stopping
+        adopt = self._adopt and (claims or self._stopping)  # a paused loop adopts when it is resumed
+        if adopt:
+            self._adopt = False  # before the look into the store: what sets it again comes after its own commit
         due = claims and self._anything_due()
         # A heartbeat can wait a little, a fire cannot.
         beat_due = started - self._clocks.beat >= (LATEST_BEAT_S if due else BEAT_S)
@@ -454,6 +472,7 @@ class LedgerScheduler(BackgroundScheduler):
             now = database_now_us(connection)
             if claims:
                 claimed = claim(connection, owner=self.node_id, now=now)
+                claimed.withheld = due and not (claimed.tickets or claimed.folded)
             if adopt and claims:
                 claimed.tickets = own_pending(connection, me=self.node_id)
             if self._stopping:

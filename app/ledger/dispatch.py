@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from app.db.engines import database_now_us
 from app.ledger.execution import Ending
 from app.ledger.record import Finish, record_finishes, record_missed, record_starts
+from app.ledger.recover import run_again_where_lost
 from app.ledger.runs import Ticket
 
 logger = logging.getLogger(__name__)
@@ -27,20 +28,30 @@ _ENDS_LINGER_S = 0.05
 _ENDS_ENOUGH = 256
 """While starts wait for the store, ends wait behind them, but never longer or in greater number than this."""
 _RETRY_S = 0.25
+_COMPLAIN_S = 30.0
 _LATENESS_KEPT = 1000
 
 Submit = Callable[[Ticket, Callable[[Ending], None]], None]
 """Hands a started run to an executor; the callback takes its ending, in any thread."""
 
+_Entry = tuple[int, int, int, Ticket]
+"""A claimed run in a heap: the most urgent first, then the earliest."""
+
 
 @dataclass(slots=True)
 class _Lane:
-    """One executor: its places, and the claimed runs that wait for one."""
+    """One executor: its places, and the claimed runs that wait for one; `held` by job where they wait for an
+    instance of it to end, so that a long queue of one job is not gone through at every look."""
 
     places: int
     submit: Submit
     taken: int = 0
-    waiting: list[tuple[int, int, int, Ticket]] = field(default_factory=list)
+    waiting: list[_Entry] = field(default_factory=list)
+    held: dict[str, list[_Entry]] = field(default_factory=dict)
+
+    def entries(self) -> list[_Entry]:
+        """All that wait here."""
+        return [*self.waiting, *itertools.chain.from_iterable(self.held.values())]
 
 
 @dataclass(slots=True)
@@ -53,7 +64,8 @@ class Dispatcher:
     """Starts and ends of one node's runs.
 
     `transaction` opens a write transaction of the job store; `started` and `ended` are told, after the commit,
-    of every run that began or ended here.
+    of every run that began or ended here; `adopt` is called when the store may hold pending runs of this node that
+    are not here.
     """
 
     def __init__(
@@ -65,10 +77,11 @@ class Dispatcher:
         transaction: Callable[[], AbstractContextManager[Connection]],
         started: Callable[[Ticket], None],
         ended: Callable[[Ticket, Ending], None],
+        adopt: Callable[[], None],
     ) -> None:
         self._node_id, self._node_name = node_id, node_name
         self._lanes = {alias: _Lane(places, submit) for alias, (places, submit) in lanes.items()}
-        self._transaction, self._started, self._ended = transaction, started, ended
+        self._transaction, self._started, self._ended, self._adopt = transaction, started, ended, adopt
         self._changed = threading.Condition()
         self._order = itertools.count()
         self._known: set[str] = set()  # run ids that are here in any state
@@ -77,6 +90,7 @@ class Dispatcher:
         self._ends: deque[tuple[float, Finish]] = deque()
         self._closing = self._stopped = self._recording = False
         self._retry_at = 0.0
+        self._complained_at = float("-inf")
         self.outcomes: Counter[str] = Counter()
         self.lateness_ms: deque[float] = deque(maxlen=_LATENESS_KEPT)
         self._thread = threading.Thread(target=self._work, name="ledger-dispatcher", daemon=True)
@@ -99,8 +113,9 @@ class Dispatcher:
         with self._changed:
             self._closing = True
             for lane in self._lanes.values():
-                self._known.difference_update(ticket.run_id for *_, ticket in lane.waiting)
+                self._known.difference_update(ticket.run_id for *_, ticket in lane.entries())
                 lane.waiting.clear()
+                lane.held.clear()
 
     def drain(self, deadline: float) -> bool:
         """Waits until all that was started is on record as ended, at most until `deadline` (monotonic clock).
@@ -125,7 +140,7 @@ class Dispatcher:
     def queued(self) -> int:
         """How many claimed runs wait for a place."""
         with self._changed:
-            return sum(len(lane.waiting) for lane in self._lanes.values())
+            return sum(len(lane.entries()) for lane in self._lanes.values())
 
     def _enqueue(self, ticket: Ticket) -> None:
         # Without an executor of that name here, the first lane's run says so in its ending.
@@ -146,12 +161,18 @@ class Dispatcher:
             try:
                 opened = self._record(batch)
             except Exception as error:  # the store is away, locked or full: nothing is forgotten
-                logger.warning(
-                    "%d starts and %d ends wait for the store: %s", len(batch.starts), len(batch.ends), error
-                )
+                self._complain(batch, error)
                 self._put_back(batch)
             else:
+                self._complained_at = float("-inf")
                 self._hand_over(batch, opened)
+
+    def _complain(self, batch: _Batch, error: Exception) -> None:
+        # Not at every try: a disk that is full may be the one that the logs are on.
+        now = time.monotonic()
+        if now - self._complained_at >= _COMPLAIN_S:
+            self._complained_at = now
+            logger.warning("%d starts and %d ends wait for the store: %s", len(batch.starts), len(batch.ends), error)
 
     def _patience(self) -> float | None:
         now = time.monotonic()
@@ -177,19 +198,16 @@ class Dispatcher:
     def _take(self, lane: _Lane) -> list[Ticket]:
         """The next runs of a lane: as many as it has places, none beyond its job's instances."""
         taken: list[Ticket] = []
-        passed_over = []
         while lane.waiting and lane.taken < lane.places:
             entry = heapq.heappop(lane.waiting)
             ticket = entry[-1]
             if self._instances[ticket.job_id] >= ticket.max_instances:
-                passed_over.append(entry)
+                heapq.heappush(lane.held.setdefault(ticket.job_id, []), entry)
                 continue
             lane.taken += 1
             self._instances[ticket.job_id] += 1
             self._in_progress[ticket.run_id] = ticket
             taken.append(ticket)
-        for entry in passed_over:
-            heapq.heappush(lane.waiting, entry)
         return taken
 
     def _record(self, batch: _Batch) -> Collection[str]:
@@ -200,11 +218,15 @@ class Dispatcher:
             for ticket in batch.starts:
                 (late if _is_too_late(ticket, now) else timely).append(ticket)
             opened = record_starts(connection, timely, owner=self._node_id, node=self._node_name, now=now)
-            record_missed(connection, late, owner=self._node_id, now=now)
+            started_before = record_missed(connection, late, owner=self._node_id, now=now)
             record_finishes(connection, batch.ends, owner=self._node_id)
+            if lost := [end.ticket.run_id for end in batch.ends if end.outcome == "lost"]:
+                run_again_where_lost(connection, lost, me=self._node_id, now=now)
         self.lateness_ms.extend((now - ticket.scheduled_for) / 1000 for ticket in timely)
-        self.outcomes["missed"] += len(late)
-        return opened
+        self.outcomes["missed"] += len(late) - len(started_before)
+        if lost or len(opened) < len(timely):  # second attempts; and a door that is shut may have a newer epoch's key
+            self._adopt()
+        return {*opened, *started_before} if started_before else opened
 
     def _hand_over(self, batch: _Batch, opened: Collection[str]) -> None:
         shut = [ticket for ticket in batch.starts if ticket.run_id not in opened]
@@ -250,6 +272,11 @@ class Dispatcher:
         self._instances[ticket.job_id] -= 1
         if not self._instances[ticket.job_id]:
             del self._instances[ticket.job_id]
+        for other in self._lanes.values():
+            if held := other.held.get(ticket.job_id):
+                heapq.heappush(other.waiting, heapq.heappop(held))
+                if not held:
+                    del other.held[ticket.job_id]
         if forget:
             self._known.discard(ticket.run_id)
 

@@ -93,15 +93,15 @@ def record_starts(
     )
     if result.rowcount == len(tickets):
         return {ticket.run_id for ticket in tickets}
-    epochs = {ticket.run_id: ticket.epoch for ticket in tickets}
-    query = select(runs.c.run_id, runs.c.epoch).where(
-        runs.c.run_id.in_(epochs), runs.c.owner == owner, runs.c.outcome == "running"
-    )
-    return {run_id for run_id, epoch in connection.execute(query) if epochs[run_id] == epoch}
+    return _on_record_as_started(connection, tickets, owner)
 
 
-def record_missed(connection: Connection, tickets: Iterable[Ticket], *, owner: str, now: int) -> None:
-    """Records claimed runs that could not be started within their grace time."""
+def record_missed(connection: Connection, tickets: Sequence[Ticket], *, owner: str, now: int) -> Collection[str]:
+    """Records claimed runs that could not be started within their grace time.
+
+    Gives the run ids of those whose start is on record after all, by an earlier commit of unknown fate: the caller
+    starts them, as nobody else will.
+    """
     rows = [
         {
             "b_run_id": ticket.run_id,
@@ -112,8 +112,17 @@ def record_missed(connection: Connection, tickets: Iterable[Ticket], *, owner: s
         }
         for ticket in tickets
     ]
-    if rows:
-        connection.execute(_MISS, rows)
+    if not rows or connection.execute(_MISS, rows).rowcount == len(rows):
+        return ()
+    return _on_record_as_started(connection, tickets, owner)
+
+
+def _on_record_as_started(connection: Connection, tickets: Iterable[Ticket], owner: str) -> Collection[str]:
+    epochs = {ticket.run_id: ticket.epoch for ticket in tickets}
+    query = select(runs.c.run_id, runs.c.epoch).where(
+        runs.c.run_id.in_(epochs), runs.c.owner == owner, runs.c.outcome == "running"
+    )
+    return {run_id for run_id, epoch in connection.execute(query) if epochs[run_id] == epoch}
 
 
 def record_finishes(connection: Connection, finishes: Sequence[Finish], *, owner: str) -> None:
@@ -124,7 +133,7 @@ def record_finishes(connection: Connection, finishes: Sequence[Finish], *, owner
     if not finishes:
         return
     rows = [_end_row(finish, owner) for finish in finishes]
-    logs = [{"run_id": finish.ticket.run_id, "log": finish.log} for finish in finishes if finish.log]
+    logs = [{"run_id": finish.ticket.run_id, "log": _storable(finish.log)} for finish in finishes if finish.log]
     result = connection.execute(_FINISH, rows)
     if result.rowcount != len(rows):
         connection.execute(_FINISH_LOST, rows)
@@ -134,7 +143,7 @@ def record_finishes(connection: Connection, finishes: Sequence[Finish], *, owner
 
 
 def _end_row(finish: Finish, owner: str) -> dict[str, object]:
-    error = finish.error
+    error = None if finish.error is None else _storable(finish.error)
     if error is not None and len(error) > ERROR_LENGTH:
         error = f"{error[:ERROR_LENGTH]}… ({len(error) - ERROR_LENGTH} characters more)"
     return {
@@ -146,3 +155,10 @@ def _end_row(finish: Finish, owner: str) -> dict[str, object]:
         "b_error": error,
         "b_duration": finish.duration,
     }
+
+
+def _storable(text: str) -> str:
+    """`text` with what a database refuses written out: an end that cannot be stored would be tried for ever, and
+    with it all starts and ends of this node."""
+    # PostgreSQL has no NUL in a text; half of a surrogate pair (an undecodable file name) has no UTF-8 form.
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

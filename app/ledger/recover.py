@@ -8,13 +8,13 @@ proves it dead.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, select, update
 
-from app.db.jobstore_tables import IS_ACTIVE, runs
+from app.db.jobstore_tables import IS_ACTIVE, Row, runs
 from app.ledger.claim import insert_runs
 from app.ledger.nodes import LIVING, Node, is_proof_of_death, list_nodes, mark_dead
 from app.ledger.run_ids import new_run_id
@@ -113,18 +113,12 @@ def recover(connection: Connection, *, me: str, suspects: Suspects, now: int) ->
     if suspects.dead:
         mark_dead(connection, [node.node_id for node in suspects.dead])
     if suspects.gone:
-        running = (IS_ACTIVE, runs.c.outcome == "running", runs.c.owner.in_(suspects.gone))
-        lost = connection.execute(select(runs).where(*running)).mappings().all()
-        if lost:
-            connection.execute(
-                update(runs)
-                .where(*running)
-                .values(outcome="lost", finished_at=now, reason="its process died or fell silent in the middle")
-            )
-            found.lost = [row["run_id"] for row in lost]
-            for row in lost:
-                logger.error("run %s of job %s is lost: its node %s is gone", row["run_id"], row["job_id"], row["node"])
-            insert_runs(connection, [_second_attempt(row, me, now) for row in lost if row["retry_on_loss"]])
+        reason = "its process died or fell silent in the middle"
+        lost = _call_lost(connection, suspects.gone, reason=reason, now=now)
+        found.lost = [row["run_id"] for row in lost]
+        for row in lost:
+            logger.error("run %s of job %s is lost: its node %s is gone", row["run_id"], row["job_id"], row["node"])
+        _run_again(connection, lost, owner=me, now=now)
     found.tickets = own_pending(connection, me=me)
     return found
 
@@ -146,13 +140,37 @@ def hand_back(connection: Connection, *, me: str) -> None:
 
 
 def release(connection: Connection, *, me: str, now: int) -> None:
-    """The end of an orderly stop: hands back what never started, calls lost what could not finish."""
+    """The end of an orderly stop: hands back what never started, calls lost what could not finish.
+
+    The second attempt of a lost run, where its job wants one, is for the next node that looks.
+    """
     hand_back(connection, me=me)
-    connection.execute(
-        update(runs)
-        .where(IS_ACTIVE, runs.c.outcome == "running", runs.c.owner == me)
-        .values(outcome="lost", finished_at=now, reason="its node was stopped before it ended")
-    )
+    lost = _call_lost(connection, {me}, reason="its node was stopped before it ended", now=now)
+    _run_again(connection, lost, owner="", now=now)
+
+
+def run_again_where_lost(connection: Connection, run_ids: Collection[str], *, me: str, now: int) -> None:
+    """Gives a second attempt, owned by this node, to those of its own runs that ended as lost and may have one."""
+    lost = connection.execute(select(runs).where(runs.c.run_id.in_(run_ids), runs.c.outcome == "lost"))
+    _run_again(connection, lost.mappings().all(), owner=me, now=now)
+
+
+def _call_lost(connection: Connection, owners: Collection[str], *, reason: str, now: int) -> Sequence[Row]:
+    """Ends the running runs of `owners` as lost: their rows, as they were."""
+    running = select(runs).where(IS_ACTIVE, runs.c.outcome == "running", runs.c.owner.in_(owners))
+    # Locked: one that ends between the two statements would be a success that runs again.
+    lost = connection.execute(running.with_for_update()).mappings().all()
+    if lost:
+        ids = [row["run_id"] for row in lost]
+        ended = update(runs).where(runs.c.run_id.in_(ids))
+        connection.execute(ended.values(outcome="lost", finished_at=now, reason=reason))
+    return lost
+
+
+def _run_again(connection: Connection, lost: Iterable[Row], *, owner: str, now: int) -> None:
+    # Once: a task that takes its process with it would do so for ever.
+    again = [row for row in lost if row["retry_on_loss"] and row["attempt"] == 1]
+    insert_runs(connection, [_second_attempt(row, owner, now) for row in again])
 
 
 def _take_over(connection: Connection, *, me: str, owners: set[str]) -> None:
@@ -165,13 +183,13 @@ def _take_over(connection: Connection, *, me: str, owners: set[str]) -> None:
         logger.warning("took over %d pending runs of nodes that do not answer", taken.rowcount)
 
 
-def _second_attempt(row: Any, me: str, now: int) -> dict[str, Any]:
+def _second_attempt(row: Row, owner: str, now: int) -> dict[str, Any]:
     again = dict(row)
     again.update(
         run_id=new_run_id(now),
         attempt=row["attempt"] + 1,
         outcome="pending",
-        owner=me,
+        owner=owner,
         epoch=1,
         reason=f"run again because run {row['run_id']} was lost",
         error=None,

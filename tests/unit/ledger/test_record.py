@@ -129,3 +129,21 @@ def test_a_run_that_could_not_start_in_time_is_missed(store: Store, ticket: Tick
     assert run["outcome"] == "missed"
     assert "grace time" in run["reason"]
     assert start(store, ticket) == set()
+
+
+@pytest.mark.parametrize(("text", "kept"), [("a\0b", "a\\x00b"), ("no file \udcff", "no file \\udcff")])
+def test_an_end_is_recorded_whatever_characters_it_brings(store: Store, ticket: Ticket, text: str, kept: str) -> None:
+    start(store, ticket)
+    finish(store, ticket, outcome="failed", error=text, log=text)
+    (run,) = store.runs()
+    assert (run["outcome"], run["error"]) == ("failed", kept)
+    with store.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT log FROM run_logs").scalar_one() == kept
+
+
+def test_a_run_that_is_on_record_as_started_is_not_missed(store: Store, ticket: Ticket) -> None:
+    start(store, ticket)
+    with write_transaction(store.engine) as connection:
+        assert record_missed(connection, [ticket], owner="n1", now=T1) == {ticket.run_id}
+        assert record_missed(connection, [replace(ticket, epoch=2)], owner="n1", now=T1) == set()
+    assert store.runs()[0]["outcome"] == "running"

@@ -190,3 +190,25 @@ def test_a_stop_calls_lost_what_it_could_not_finish(store: Store) -> None:
     (run,) = store.runs()
     assert (run["outcome"], run["finished_at"]) == ("lost", NOW)
     assert "stopped" in run["reason"]
+
+
+def test_a_stop_leaves_the_second_attempt_to_the_next_node(store: Store, silence: Silence) -> None:
+    claim_one(store, "n1", started=True, retry=True)
+    with write_transaction(store.engine) as connection:
+        release(connection, me="n1", now=NOW)
+    assert [(run["attempt"], run["outcome"], run["owner"]) for run in store.runs()] == [
+        (1, "lost", "n1"),
+        (2, "pending", ""),
+    ]
+    (again,) = reap(store, silence).tickets
+    assert again.attempt == 2
+
+
+def test_a_second_attempt_that_is_lost_too_is_not_run_again(store: Store, silence: Silence) -> None:
+    claim_one(store, "gone", started=True, retry=True)
+    (again,) = reap(store, silence, me="n2").tickets
+    with write_transaction(store.engine) as connection:
+        assert record_starts(connection, [again], owner="n2", node="n2", now=NOW)
+    found = reap(store, silence, me="n3")
+    assert found.lost == [again.run_id]
+    assert found.tickets == []

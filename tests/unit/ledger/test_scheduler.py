@@ -22,6 +22,8 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from app.ledger import Ending, LedgerScheduler, RunContext, Ticket, execute
+from app.ledger.apscheduler_overrides import LOOK_S
+from app.ledger.claim import Claimed
 
 from .conftest import SampleTask, Store, wait_until
 
@@ -365,3 +367,52 @@ def test_the_process_executor_runs_in_a_child_and_survives_its_death(store: Stor
     wait_until(lambda: len(store.runs(job_id="job", outcome="success")) == 2, "the renewed pool", timeout_s=30)
     node.stop(5)
     assert multiprocessing.active_children() == []
+
+
+def test_a_run_that_no_thread_could_be_had_for_fails_and_does_not_run_later(
+    store: Store, start_node: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, ran = threading.Event(), threading.Event()
+    store.tasks = {"block": SampleTask(release.wait), "sample": SampleTask(ran.set)}
+    store.add("block", task="block", is_enabled=False)
+    store.add(is_enabled=False)
+    node = start_node(threads=2)
+    node._ledger.request_run("block", "7")
+    wait_until(lambda: outcomes(store)["running"], "the blocking run")
+    pool = node._executors["default"]._pool
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as limit:
+        limit.setattr(threading.Thread, "start", refuse)
+        node._ledger.request_run("job", "7")
+        wait_until(lambda: store.runs(job_id="job", outcome="failed"), "the refusal")
+    assert "can't start new thread" in store.runs(job_id="job")[0]["error"]
+    release.set()
+    wait_until(lambda: pool._work_queue.empty() and not node._dispatcher.running(), "an idle pool")
+    assert not ran.is_set()
+    assert node._dispatcher._lanes["default"].taken == 0
+
+
+def test_a_run_asked_for_while_the_scheduler_is_paused_starts_when_it_resumes(store: Store, start_node: Start) -> None:
+    store.tasks["sample"] = SampleTask(lambda: None)
+    store.add(is_enabled=False)
+    node = start_node(paused=True)
+    node._ledger.request_run("job", "7")
+    turn = node._clocks.turn
+    wait_until(lambda: node._clocks.turn > turn + LOOK_S, "turns while it is paused")
+    assert outcomes(store) == {"pending": 1}
+    node.resume()
+    wait_until(lambda: outcomes(store)["success"], "the run")
+
+
+def test_the_loop_pauses_where_what_is_due_is_withheld(
+    store: Store, start_node: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start_node()
+    monkeypatch.setattr("app.ledger.apscheduler_overrides.claim", lambda *_args, **_kwargs: Claimed())
+    store.add()
+    store.due_at(datetime.now(UTC) - timedelta(seconds=1))
+    waits = [node._process_jobs() for _ in range(5)]
+    assert min(waits) > 0

@@ -1,0 +1,190 @@
+"""The dispatcher: order, instances, and a store that does not answer. Its lanes run nothing; a test ends the runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import Connection, update
+
+from app.db.engines import write_transaction
+from app.db.jobstore_tables import runs
+from app.ledger import Ending, Ticket
+from app.ledger.dispatch import Dispatcher
+
+from .conftest import Store, wait_until
+
+
+def ticket(number: int, job_id: str = "job", *, max_instances: int = 1) -> Ticket:
+    return Ticket(
+        run_id=f"{job_id}-{number}",
+        job_id=job_id,
+        task="sample",
+        kind="manual",
+        scheduled_for=number,
+        attempt=1,
+        epoch=1,
+        priority=0,
+        executor="default",
+        max_instances=max_instances,
+        misfire_grace_time=300,
+        kwargs="{}",
+        created_by="test",
+    )
+
+
+@dataclass
+class Bench:
+    """A dispatcher on a store, and what it did."""
+
+    store: Store
+    submitted: list[Ticket] = field(default_factory=list)
+    ends: dict[str, Callable[[Ending], None]] = field(default_factory=dict)
+    adoptions: int = 0
+    failures: list[Exception] = field(default_factory=list)
+    outage: bool = False
+
+    def dispatcher(self, places: int = 64) -> Dispatcher:
+        return Dispatcher(
+            node_id="n1",
+            node_name="n1",
+            lanes={"default": (places, self._submit)},
+            transaction=self._transaction,
+            started=lambda _ticket: None,
+            ended=lambda _ticket, _ending: None,
+            adopt=self._adopt,
+        )
+
+    def end(self, run_id: str, outcome: str = "success") -> None:
+        self.ends.pop(run_id)(Ending(outcome, 1, None, ""))  # type: ignore[arg-type]
+
+    def _submit(self, given: Ticket, end: Callable[[Ending], None]) -> None:
+        self.ends[given.run_id] = end
+        self.submitted.append(given)
+
+    def _adopt(self) -> None:
+        self.adoptions += 1
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        if self.outage:
+            raise OSError("no space left on device")
+        with write_transaction(self.store.engine) as connection:
+            yield connection
+        if self.failures:
+            raise self.failures.pop()
+
+
+@pytest.fixture
+def bench(store: Store) -> Bench:
+    return Bench(store)
+
+
+@pytest.fixture
+def dispatcher(bench: Bench) -> Iterator[Dispatcher]:
+    made = bench.dispatcher()
+    made.start()
+    yield made
+    made.close()
+    bench.outage = False
+    made.drain(time.monotonic())
+
+
+def claimed(store: Store, **fields: object) -> Ticket:
+    store.add(**fields)
+    store.due_at(datetime.now(UTC))
+    (taken,) = store.claim(datetime.now(UTC)).tickets
+    return taken
+
+
+def test_a_start_on_record_is_carried_out_though_its_commit_seemed_to_fail_and_it_is_too_late_now(
+    store: Store, bench: Bench, dispatcher: Dispatcher
+) -> None:
+    taken = claimed(store)
+    with write_transaction(store.engine) as connection:
+        connection.execute(update(runs).values(outcome="running", started_at=0))  # the commit that came through
+    late = replace(taken, scheduled_for=taken.scheduled_for - 400_000_000)
+    dispatcher.add([late])
+    wait_until(lambda: bench.submitted, "the task")
+    assert [run["outcome"] for run in store.runs()] == ["running"]
+
+
+def test_a_failed_commit_of_unknown_fate_starts_a_run_once(store: Store, bench: Bench, dispatcher: Dispatcher) -> None:
+    bench.failures = [OSError("the connection broke after the commit")]
+    dispatcher.add([claimed(store)])
+    wait_until(lambda: bench.submitted, "the task")
+    assert len(bench.submitted) == 1
+
+
+def test_a_shut_door_makes_the_node_look_for_what_it_owns(store: Store, bench: Bench, dispatcher: Dispatcher) -> None:
+    taken = claimed(store)
+    with write_transaction(store.engine) as connection:
+        connection.execute(update(runs).values(epoch=3))  # taken over, and taken back
+    dispatcher.add([taken])
+    wait_until(lambda: bench.adoptions, "the look")
+    dispatcher.add([replace(taken, epoch=3)])
+    wait_until(lambda: bench.submitted, "the task")
+
+
+def test_a_run_whose_process_died_is_run_again_once_where_its_job_says_so(
+    store: Store, bench: Bench, dispatcher: Dispatcher
+) -> None:
+    first = claimed(store, retry_on_loss=True)
+    dispatcher.add([first])
+    wait_until(lambda: bench.ends, "the task")
+    bench.end(first.run_id, "lost")
+    wait_until(lambda: bench.adoptions, "the look for the second attempt")
+    (second,) = store.runs(attempt=2)
+    assert (second["outcome"], second["owner"]) == ("pending", "n1")
+    again = replace(first, run_id=second["run_id"], attempt=2)
+    dispatcher.add([again])
+    wait_until(lambda: bench.ends, "the second attempt")
+    bench.end(again.run_id, "lost")
+    wait_until(lambda: len(store.runs(outcome="lost")) == 2, "its end")
+    assert len(store.runs()) == 2
+
+
+def test_an_outage_is_told_of_once_not_at_every_try(
+    store: Store, bench: Bench, dispatcher: Dispatcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.outage = True
+    tries: list[float] = []
+    with caplog.at_level(logging.WARNING, "app.ledger.dispatch"):
+        dispatcher.add([claimed(store)])
+        for _ in range(4):
+            wait_until(lambda: dispatcher._retry_at not in {*tries, 0.0}, "one more try")
+            tries.append(dispatcher._retry_at)
+    assert len(caplog.records) == 1
+    assert "no space left" in caplog.text
+    bench.outage = False
+    wait_until(lambda: bench.submitted, "the task")
+
+
+def test_a_long_queue_of_one_job_costs_nothing_at_the_next_look_and_runs_in_order(bench: Bench) -> None:
+    dispatcher = bench.dispatcher(places=3)
+    dispatcher.add(ticket(number) for number in reversed(range(2000)))
+    dispatcher.add([ticket(5000, "other")])
+    assert [taken.run_id for taken in dispatcher._take(dispatcher._lanes["default"])] == ["job-0", "other-5000"]
+    assert dispatcher._lanes["default"].waiting == []
+    assert dispatcher.queued() == 1999
+    dispatcher._leave(ticket(0))
+    assert [taken.run_id for taken in dispatcher._take(dispatcher._lanes["default"])] == ["job-1"]
+    assert dispatcher._lanes["default"].waiting == []
+    dispatcher.close()
+    assert dispatcher.queued() == 0
+    assert dispatcher._known == {"job-1", "other-5000"}
+
+
+def test_more_instances_become_free_one_by_one(bench: Bench) -> None:
+    dispatcher = bench.dispatcher()
+    lane = dispatcher._lanes["default"]
+    dispatcher.add(ticket(number, max_instances=2) for number in range(5))
+    assert [taken.scheduled_for for taken in dispatcher._take(lane)] == [0, 1]
+    dispatcher._leave(ticket(1))
+    dispatcher._leave(ticket(0))
+    assert [taken.scheduled_for for taken in dispatcher._take(lane)] == [2, 3]
