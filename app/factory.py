@@ -14,24 +14,24 @@ from app.api.v1.csrf import init_csrf
 from app.api.v1.health import health
 from app.api.v1.openapi import SPEC_PATH, init_openapi
 from app.api.v1.scheduler import init_scheduler_api
-from app.audit_trail import init_audit_trail
 from app.cli import init_cli
 from app.db.engines import DamagedDatabase, check_integrity, create_engine_for
 from app.db.migrate import NewerSchema, ensure_schema
-from app.error_handlers import init_error_handlers
+from app.http.audit_trail import init_audit_trail
+from app.http.error_handlers import init_error_handlers
+from app.http.json_format import JSONProvider
+from app.http.request_id import init_request_id
+from app.http.web_server import init_web_server
 from app.i18n import init_i18n
-from app.json_format import JSONProvider
 from app.ledger import Ledger
 from app.logging_setup import configure_logging
 from app.pages import init_pages
-from app.request_id import init_request_id
 from app.runtime import EXTENSION_KEY, Runtime
 from app.services.accounts.admin_sync import sync_admin
 from app.services.accounts.audit_service import purge_audit
 from app.settings import Settings
 from app.tasks import TaskRegistry
 from app.version import VERSION
-from app.web_server import init_web_server
 
 log = structlog.get_logger(__name__)
 

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from app.api.v1 import csrf
 from app.api.v1.envelope import NOT_AN_OBJECT, success
-from app.audit_trail import audit_as
 from app.db.account_tables import USERNAME_LENGTH
 from app.errors import _N, AuthenticationRequired, Forbidden, ValidationError
+from app.http.audit_trail import audit_as
 from app.runtime import current_runtime
 from app.services.accounts import Permission, Principal, current_principal
 from app.services.accounts.login_service import LoginService

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
 from app.db.engines import DamagedDatabase, check_integrity, create_engine_for, read_transaction, write_transaction
@@ -38,9 +38,14 @@ def test_every_connection_is_set_up(engine: Engine, pragma: str, value: object) 
 def test_a_write_transaction_commits_or_leaves_nothing(engine: Engine) -> None:
     with write_transaction(engine) as connection:
         connection.exec_driver_sql("INSERT INTO t VALUES (1)")
-    with pytest.raises(OperationalError), write_transaction(engine) as connection:
-        connection.exec_driver_sql("INSERT INTO t VALUES (2)")
-        connection.exec_driver_sql("INSERT INTO nowhere VALUES (2)")
+
+    def fail_half_way() -> None:
+        with write_transaction(engine) as connection:
+            connection.exec_driver_sql("INSERT INTO t VALUES (2)")
+            connection.exec_driver_sql("INSERT INTO nowhere VALUES (2)")
+
+    with pytest.raises(OperationalError):
+        fail_half_way()
     assert count(engine) == 1
 
 
@@ -103,3 +108,27 @@ def test_bytes_that_are_no_text_are_read_all_the_same(engine: Engine) -> None:
     with engine.connect() as connection:
         rows = connection.exec_driver_sql("SELECT CAST(x'22ff22' AS TEXT) UNION ALL SELECT 'é'").scalars().all()
     assert rows == ['"\\xff"', "é"]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", {"options": "-c idle_in_transaction_session_timeout=2000 -c lock_timeout=800 -c statement_timeout=60000"}),
+        ("?options=-c%20lock_timeout%3D5", {"options": "statement_timeout=60000 -c lock_timeout=5"}),
+        ("", {"connect_timeout": "10", "tcp_user_timeout": "10000", "keepalives_idle": "10"}),
+        ("?connect_timeout=3", {"connect_timeout": "3"}),
+    ],
+)
+def test_postgresql_does_not_wait_for_ever(query: str, expected: dict[str, str]) -> None:
+    given: dict[str, str] = {}
+
+    def note(_dialect: object, _record: object, _args: object, settings: dict[str, str]) -> None:
+        given.update(settings)
+        raise ConnectionRefusedError
+
+    engine = create_engine_for(f"postgresql+psycopg://user@127.0.0.1:1/db{query}", busy_timeout_s=0.8)
+    event.listen(engine, "do_connect", note)
+    with pytest.raises(ConnectionRefusedError):
+        engine.connect()
+    for name, value in expected.items():
+        assert given[name].endswith(value)

@@ -14,8 +14,8 @@ from sqlalchemy import exc
 from werkzeug.exceptions import HTTPException
 
 from app.errors import InternalError, NotFound, RateLimited, ServiceUnavailable, ValidationError
+from app.http.web_server import BODY_LIMIT
 from app.logging_setup import configure_logging
-from app.web_server import BODY_LIMIT
 
 SECRET = "the inside: /app/userdata, SELECT, password"
 

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 import pytest
 from flask import Flask
 
-from app.json_format import JSONProvider
+from app.http.json_format import JSONProvider
 
 
 @pytest.fixture
