@@ -7,7 +7,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -330,7 +330,7 @@ def test_forwarded_headers_of_a_stranger_are_not_believed(stack: Stack, claim: d
     assert "evil.example" not in stack.anonymous().get("/dashboard", headers=claim).headers.get("Location", "")
 
 
-def test_forwarded_headers_of_a_trusted_proxy_are_believed(private_stack) -> None:
+def test_forwarded_headers_of_a_trusted_proxy_are_believed(private_stack: Callable[..., Stack]) -> None:
     # The test reaches the container from Docker's gateway.
     stack = private_stack(TRUSTED_PROXIES="172.16.0.0/12, 192.168.0.0/16,10.0.0.0/8")
     answer = stack.anonymous().get(

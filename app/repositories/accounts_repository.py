@@ -66,9 +66,7 @@ class FailureCount:
 
 def failures_of_pair(connection: Connection, address: str, account: str, since: int) -> FailureCount:
     """Failed logins to this account from this address."""
-    return _failures(
-        connection, failed_logins.c.address == address, failed_logins.c.account == account, since=since
-    )
+    return _failures(connection, failed_logins.c.address == address, failed_logins.c.account == account, since=since)
 
 
 def failures_of_address(connection: Connection, address: str, since: int) -> FailureCount:
@@ -83,9 +81,7 @@ def failures_of_account(connection: Connection, account: str, since: int) -> Fai
 
 def _failures(connection: Connection, *conditions: Any, since: int) -> FailureCount:
     row = connection.execute(
-        select(func.count(), func.min(failed_logins.c.failed_at)).where(
-            failed_logins.c.failed_at > since, *conditions
-        )
+        select(func.count(), func.min(failed_logins.c.failed_at)).where(failed_logins.c.failed_at > since, *conditions)
     ).one()
     return FailureCount(row[0], row[1])
 

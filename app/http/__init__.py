@@ -1,0 +1,1 @@
+"""What every request passes: its id, its limits, its errors, its trace in the audit log."""
