@@ -15,6 +15,12 @@ REQUEST_BUSY_TIMEOUT_S = 30.0
 LOOP_BUSY_TIMEOUT_S = 0.8
 """The scheduler's loop looks at least once a second, so it must not wait longer for a lock."""
 
+IDLE_IN_TRANSACTION_S = 2.0
+"""PostgreSQL: a process that froze in a transaction withholds its rows from all others no longer than this."""
+STATEMENT_TIMEOUT_S = 60.0
+SILENT_CONNECTION_S = 10
+"""Well below the watchdog's limit: a database behind a broken network must not look like a loop that hangs."""
+
 _WRITE = "whalefall_write"
 
 
@@ -35,8 +41,14 @@ def create_engine_for(url: str | URL, *, busy_timeout_s: float = REQUEST_BUSY_TI
 
     SQLite: WAL, `synchronous=FULL` (a commit that was answered survives a power cut), and a lock is waited
     for up to `busy_timeout_s` seconds. Missing parent folders are made.
+
+    PostgreSQL: a lock is waited for as long; a transaction that its process leaves open, because it froze or was cut
+    off, is ended by the server after IDLE_IN_TRANSACTION_S, and a silent connection is given up after
+    SILENT_CONNECTION_S. What the URL itself says of these wins.
     """
     parsed = make_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        return create_engine(parsed, pool_pre_ping=True, connect_args=_libpq_settings(parsed, busy_timeout_s))
     if parsed.get_backend_name() != "sqlite":
         return create_engine(parsed, pool_pre_ping=True)
     path = sqlite_path(parsed)
@@ -52,6 +64,25 @@ def create_engine_for(url: str | URL, *, busy_timeout_s: float = REQUEST_BUSY_TI
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _libpq_settings(url: URL, busy_timeout_s: float) -> dict[str, str]:
+    limits = {
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_S,
+        "lock_timeout": busy_timeout_s,
+        "statement_timeout": STATEMENT_TIMEOUT_S,
+    }
+    options = [f"-c {name}={round(seconds * 1000)}" for name, seconds in limits.items()]
+    settings = {
+        "connect_timeout": f"{SILENT_CONNECTION_S}",
+        "tcp_user_timeout": f"{SILENT_CONNECTION_S * 1000}",
+        "keepalives_idle": f"{SILENT_CONNECTION_S}",
+        "keepalives_interval": "2",
+        "keepalives_count": "3",
+        **{name: value for name, value in url.query.items() if isinstance(value, str)},
+    }
+    settings["options"] = " ".join([*options, settings.get("options", "")]).strip()
+    return settings
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -44,6 +44,9 @@ def ensure_schema(engine: Engine, store: Store) -> None:
             return
     with write_transaction(engine) as connection:
         if connection.dialect.name == "postgresql":
+            # A migration may take its time, and the processes that wait for it too.
+            for limit in ("idle_in_transaction_session_timeout", "lock_timeout", "statement_timeout"):
+                connection.execute(text(f"SET LOCAL {limit} = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
         revision = current_revision(connection)  # another process may have been here first
         if revision != HEADS[store]:
