@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from sqlalchemy import event
 
 from app.db.clock import from_us
+from app.db.engines import create_engine_for, write_transaction
 from app.errors import NotFound, PreconditionFailed, ValidationError
 from app.ledger import Job, NewJob
 from app.ledger.fates import MOMENTS_PER_LOOK
@@ -241,6 +243,27 @@ def test_old_runs_are_purged_and_active_ones_stay(store: Store) -> None:
     ]
     assert store.ledger.purge_runs(datetime.now(UTC) + timedelta(days=1)) == 2
     assert [run["kind"] for run in store.runs()] == ["manual"]
+
+
+def test_a_purge_lets_others_write_between_its_transactions(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.add()
+    for second in range(5):
+        store.due_at(START + seconds(second))
+        store.claim(START + seconds(second))
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE runs SET outcome = 'success'")
+    impatient = create_engine_for(store.engine.url, busy_timeout_s=0)
+    pauses: list[float] = []
+
+    def write_meanwhile(pause_s: float) -> None:
+        pauses.append(pause_s)
+        with write_transaction(impatient):
+            """The lock is free."""
+
+    monkeypatch.setattr(time, "sleep", write_meanwhile)
+    assert store.ledger.purge_runs(START + seconds(5), batch=2) == 5
+    assert len(pauses) == 2
+    assert min(pauses) >= 0.1  # the longest nap of who waits for the lock
 
 
 def test_a_job_is_read_by_one_query(store: Store) -> None:
