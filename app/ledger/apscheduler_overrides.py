@@ -161,7 +161,11 @@ class LedgerProcesses(ProcessPoolExecutor):
             else:
                 end(Ending("failed", duration, f"{type(error).__name__}: {error}", ""))
 
-        self._working_pool().submit(run, ticket).add_done_callback(done)
+        try:
+            future = self._working_pool().submit(run, ticket)
+        except BrokenProcessPool:  # since the look a moment ago: the run never began, and a new pool takes it
+            future = self._working_pool().submit(run, ticket)
+        future.add_done_callback(done)
 
     def _working_pool(self) -> Any:
         with self._renewing:

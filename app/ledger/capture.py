@@ -61,8 +61,12 @@ def captured() -> Iterator[RunLog]:
 class _RunLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         log = _current.get()
-        if log is not None:
+        if log is None:
+            return
+        try:
             log.write(self.format(record) + "\n")
+        except Exception:  # a message that does not fit its arguments must not fail the task that logs it
+            self.handleError(record)
 
 
 class _RunLogFormatter(logging.Formatter):

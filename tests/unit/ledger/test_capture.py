@@ -79,3 +79,12 @@ def test_outside_a_run_prints_go_where_they_went() -> None:
     assert sys.stdout is not before
     capture.uninstall()
     assert sys.stdout is before
+
+
+def test_a_log_call_that_does_not_fit_its_arguments_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # standard error would be told
+    monkeypatch.setattr(logging.getLogger(), "handlers", [capture._handler])  # pytest's own raises on purpose
+    with capture.captured() as log:
+        logging.getLogger("task").warning("%d instances", "no number")
+        logging.getLogger("task").warning("goes on")
+    assert "goes on" in log.text()

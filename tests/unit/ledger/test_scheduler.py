@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -416,3 +417,19 @@ def test_the_loop_pauses_where_what_is_due_is_withheld(
     store.due_at(datetime.now(UTC) - timedelta(seconds=1))
     waits = [node._process_jobs() for _ in range(5)]
     assert min(waits) > 0
+
+
+def test_a_pool_that_breaks_at_the_submission_is_renewed_for_the_run(
+    store: Store, start_node: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(executor="process", is_enabled=False)
+    node = start_node(run_in_child=_run_in_child)
+    pool = node._executors["process"]._pool
+
+    def break_now(*_args: Any) -> None:
+        pool._broken = "a child died"
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(pool, "submit", break_now)
+    node._ledger.request_run("job", "7")
+    wait_until(lambda: store.runs(job_id="job", outcome="success"), "the run in a new pool", timeout_s=30)
