@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from apscheduler import events
-from apscheduler.executors.pool import ProcessPoolExecutor, ThreadPoolExecutor
+from apscheduler.executors.pool import BasePoolExecutor, ThreadPoolExecutor
 from apscheduler.job import Job as APSchedulerJob
 from apscheduler.jobstores.base import BaseJobStore, ConflictingIdError, JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -76,7 +76,8 @@ RELIED_ON = (
     APSchedulerJob.__setstate__,
     APSchedulerJob._modify,
     ThreadPoolExecutor.__init__,
-    ProcessPoolExecutor.__init__,
+    BasePoolExecutor.__init__,
+    BasePoolExecutor.shutdown,
 )
 
 LOOK_S = 0.5
@@ -130,20 +131,19 @@ class LedgerThreads(ThreadPoolExecutor):
                 raise
 
 
-class LedgerProcesses(ProcessPoolExecutor):
+class LedgerProcesses(BasePoolExecutor):
     """The executor `process`: child processes, for tasks that would hold this one's interpreter lock.
 
-    A child that dies takes its pool with it, and with that every run in it: they are `lost`.
+    The pool is made for the first run, because it brings a helper process of its own. A child that dies takes its
+    pool with it, and with that every run in it: they are `lost`.
     """
 
-    _pool: Any
+    _pool: ProcessPoolExecutor | None
 
     def __init__(self, max_workers: int, initializer: Callable[[], None]) -> None:
+        super().__init__(None)
         self._places = max_workers
-        # "spawn": a fork would copy the locks of this process's threads as they happen to stand.
-        prepare = partial(prepare_process, os.getpid(), initializer)
-        options = {"initializer": prepare, "mp_context": multiprocessing.get_context("spawn")}
-        super().__init__(max_workers, pool_kwargs=options)
+        self._prepare = partial(prepare_process, os.getpid(), initializer)
         self._renewing = threading.Lock()
 
     def submit_run(self, ticket: Ticket, run: Callable[[Ticket], Ending], end: Callable[[Ending], None]) -> None:
@@ -167,11 +167,20 @@ class LedgerProcesses(ProcessPoolExecutor):
             future = self._working_pool().submit(run, ticket)
         future.add_done_callback(done)
 
-    def _working_pool(self) -> Any:
+    def shutdown(self, wait: bool = True) -> None:
+        """Ends the child processes; `wait` lets what runs in them end first."""
+        if self._pool is not None:
+            super().shutdown(wait)
+
+    def _working_pool(self) -> ProcessPoolExecutor:
         with self._renewing:
-            if self._pool._broken:
+            if self._pool is not None and self._pool._broken:
                 logger.error("a process of the executor 'process' died; its pool is renewed")
-                self._pool = type(self._pool)(self._places, **self.pool_kwargs)
+                self._pool = None
+            if self._pool is None:
+                # "spawn": a fork would copy the locks of this process's threads as they happen to stand.
+                spawn = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(self._places, mp_context=spawn, initializer=self._prepare)
             return self._pool
 
 

@@ -36,7 +36,8 @@ DIGESTS: dict[str, str] = {
     "Job.__setstate__": "d06f31a6c88e92db",
     "Job._modify": "e222f8aad3cd688a",
     "ThreadPoolExecutor.__init__": "ca19648d583f5207",
-    "ProcessPoolExecutor.__init__": "2577572598894335",
+    "BasePoolExecutor.__init__": "70cdf2b54b8d2d74",
+    "BasePoolExecutor.shutdown": "c04b65ec8e10d8b1",
 }
 
 

@@ -424,7 +424,7 @@ def test_a_pool_that_breaks_at_the_submission_is_renewed_for_the_run(
 ) -> None:
     store.add(executor="process", is_enabled=False)
     node = start_node(run_in_child=_run_in_child)
-    pool = node._executors["process"]._pool
+    pool = node._executors["process"]._working_pool()
 
     def break_now(*_args: Any) -> None:
         pool._broken = "a child died"
