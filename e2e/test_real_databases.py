@@ -96,7 +96,14 @@ print(json.dumps([dict(row) for row in inventory.execute(sys.argv[1])]))
 """
 
 NO_GRANTS_PG: dict[str, Any] = {"databases": {}, "schemas": {}, "tables": {}, "columns": {}}
-NO_GRANTS_MARIA: dict[str, Any] = {"attributes": [], "roles": [], "global": [], "schemas": {}, "tables": {}, "columns": {}}
+NO_GRANTS_MARIA: dict[str, Any] = {
+    "attributes": [],
+    "roles": [],
+    "global": [],
+    "schemas": {},
+    "tables": {},
+    "columns": {},
+}
 
 
 def postgresql_account(**told: Any) -> dict[str, Any]:
