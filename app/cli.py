@@ -21,6 +21,7 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.engines import DamagedDatabase
+from app.db.migrate import Store
 from app.default_jobs import DefaultJobsError, load_default_jobs
 from app.errors import DomainError
 from app.i18n import english
@@ -28,7 +29,7 @@ from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.runtime import Runtime, current_runtime
 from app.services.operations import backups, exports, history, set_aside, store_state
 from app.services.operations.failure import OperationFailed
-from app.services.operations.store_files import STORE_NAMES, StoreName
+from app.services.operations.store_files import STORE_NAMES
 from app.services.scheduler.scheduler_runs_read_service import SchedulerRunsReadService
 from app.services.scheduler.scheduler_status_read_service import SchedulerStatusReadService
 
@@ -313,7 +314,7 @@ def wait_defaults(*, timeout_s: float, as_json: bool) -> None:
 @click.option("--store", type=click.Choice(STORE_NAMES), help="Only this one; both when left out.")
 @as_json
 @one_line_errors
-def check(*, store: StoreName | None, as_json: bool) -> None:
+def check(*, store: Store | None, as_json: bool) -> None:
     """Open the databases and run integrity_check. Exit code 3 when one of them is damaged or missing."""
     states = store_state.check_databases(current_runtime().settings, (store,) if store else STORE_NAMES)
     if as_json:

@@ -14,7 +14,9 @@ METADATA = {"jobstore": jobstore_metadata, "app": app_metadata}
 HEADS: dict[Store, str] = {"jobstore": "0001", "app": "0001"}
 """The newest revision in `migrations/<store>`: known here so that a start need not load Alembic."""
 
-_VERSION_TABLE = "schema_version"
+VERSION_TABLES: dict[Store, str] = {"jobstore": "jobstore_schema_version", "app": "app_schema_version"}
+"""One a store, so that both stores may lie in one database."""
+
 _ADVISORY_LOCK = 0x5748414C  # "WHAL": any constant that every release shares
 
 
@@ -27,11 +29,12 @@ def script_location(store: Store) -> Path:
     return Path(__file__).parent / "migrations" / store
 
 
-def current_revision(connection: Connection) -> str | None:
+def current_revision(connection: Connection, store: Store) -> str | None:
     """The revision that the database is at; None for one without our tables."""
-    if not inspect(connection).has_table(_VERSION_TABLE):
+    table = VERSION_TABLES[store]
+    if not inspect(connection).has_table(table):
         return None
-    return connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar_one_or_none()  # noqa: S608
+    return connection.execute(text(f"SELECT version_num FROM {table}")).scalar_one_or_none()  # noqa: S608
 
 
 def ensure_schema(engine: Engine, store: Store) -> None:
@@ -40,7 +43,7 @@ def ensure_schema(engine: Engine, store: Store) -> None:
     Raises NewerSchema when the database is of a release that this one does not know.
     """
     with read_transaction(engine) as connection:
-        if current_revision(connection) == HEADS[store]:
+        if current_revision(connection, store) == HEADS[store]:
             return
     with write_transaction(engine) as connection:
         if connection.dialect.name == "postgresql":
@@ -48,7 +51,7 @@ def ensure_schema(engine: Engine, store: Store) -> None:
             for limit in ("idle_in_transaction_session_timeout", "lock_timeout", "statement_timeout"):
                 connection.execute(text(f"SET LOCAL {limit} = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-        revision = current_revision(connection)  # another process may have been here first
+        revision = current_revision(connection, store)  # another process may have been here first
         if revision != HEADS[store]:
             _upgrade(connection, store, revision)
 
@@ -63,7 +66,7 @@ def _upgrade(connection: Connection, store: Store, revision: str | None) -> None
     config.set_main_option("script_location", str(script_location(store)))
     config.attributes["connection"] = connection
     config.attributes["target_metadata"] = METADATA[store]
-    config.attributes["version_table"] = _VERSION_TABLE
+    config.attributes["version_table"] = VERSION_TABLES[store]
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if revision is not None and revision not in known:
         raise NewerSchema(

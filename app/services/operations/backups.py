@@ -22,10 +22,10 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticError
 
 from app.db.clock import from_us
+from app.db.migrate import Store
 from app.services.operations.failure import OperationFailed
 from app.services.operations.store_files import (
     STORE_NAMES,
-    StoreName,
     existing_store_file,
     finding_of,
     new_folder,
@@ -78,7 +78,7 @@ class Manifest(BaseModel):
     created_at: datetime
     app_version: str
     reason: str
-    stores: dict[StoreName, StoreManifest]
+    stores: dict[Store, StoreManifest]
     newest_run: NewestRun | None
 
 
@@ -181,7 +181,7 @@ def verify_backup(path: Path) -> Backup:
     missing = [name for name in STORE_NAMES if name not in manifest.stores]
     if missing:
         raise OperationFailed(f"{path}: the manifest names no {missing[0]} database")
-    for store in manifest.stores.values():
+    for name, store in manifest.stores.items():
         file = path / store.file
         if Path(store.file).name != store.file or not file.is_file():
             raise OperationFailed(f"{path}: {store.file} is missing")
@@ -195,15 +195,15 @@ def verify_backup(path: Path) -> Backup:
             finding = finding_of(connection)
             if finding is not None:
                 raise OperationFailed(f"{file} is damaged: {finding}")
-            if schema_version(connection) != store.schema_version:
+            if schema_version(connection, name) != store.schema_version:
                 raise OperationFailed(f"{file}: its schema version is not the manifest's")
             if _row_counts(connection) != store.rows:
                 raise OperationFailed(f"{file}: its row counts are not the manifest's")
     return Backup(path, manifest)
 
 
-def _copy_all(sources: dict[StoreName, Path], partial: Path, *, created_at: datetime, reason: str) -> Manifest:
-    stores: dict[StoreName, StoreManifest] = {}
+def _copy_all(sources: dict[Store, Path], partial: Path, *, created_at: datetime, reason: str) -> Manifest:
+    stores: dict[Store, StoreManifest] = {}
     newest: NewestRun | None = None
     for name, source in sources.items():
         file = partial / source.name
@@ -216,7 +216,7 @@ def _copy_all(sources: dict[StoreName, Path], partial: Path, *, created_at: date
                 file=file.name,
                 bytes=file.stat().st_size,
                 sha256=_sha256(file),
-                schema_version=schema_version(connection),
+                schema_version=schema_version(connection, name),
                 rows=_row_counts(connection),
             )
             if name == "jobstore":
@@ -271,7 +271,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_space(folder: Path, sources: dict[StoreName, Path]) -> None:
+def _check_space(folder: Path, sources: dict[Store, Path]) -> None:
     needed = sum(source.stat().st_size for source in sources.values())
     needed += sum(wal.stat().st_size for wal in map(_wal, sources.values()) if wal.exists()) + _SPARE_BYTES
     free = shutil.disk_usage(folder).free

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from app.db.engines import sqlite_path
+from app.db.migrate import VERSION_TABLES, Store
 from app.services.operations.failure import OperationFailed
 from app.settings import Settings
 
-StoreName = Literal["jobstore", "app"]
-STORE_NAMES: tuple[StoreName, ...] = ("jobstore", "app")
+STORE_NAMES: tuple[Store, ...] = ("jobstore", "app")
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a database; a database without its -wal lacks its last commits."""
 
@@ -31,7 +31,7 @@ _SHARED_FIRST = 0x40000000 + 2
 _SHARED_SIZE = 510
 
 
-def store_file(settings: Settings, store: StoreName) -> Path:
+def store_file(settings: Settings, store: Store) -> Path:
     """The file of a store; OperationFailed when the store is no SQLite database."""
     url = settings.jobstore_url if store == "jobstore" else settings.database_url
     path = sqlite_path(url)
@@ -44,7 +44,7 @@ def store_file(settings: Settings, store: StoreName) -> Path:
     return path
 
 
-def existing_store_file(settings: Settings, store: StoreName) -> Path:
+def existing_store_file(settings: Settings, store: Store) -> Path:
     """The file of a store; OperationFailed when there is none yet."""
     path = store_file(settings, store)
     if not path.is_file():
@@ -73,10 +73,10 @@ def finding_of(connection: sqlite3.Connection) -> str | None:
     return None if broken is None else f"table {broken[0]} refers to a missing row of {broken[2]}"
 
 
-def schema_version(connection: sqlite3.Connection) -> str | None:
-    """The migration that a database is at; None for one that was never migrated."""
+def schema_version(connection: sqlite3.Connection, store: Store) -> str | None:
+    """The migration that a store's database is at; None for one that was never migrated."""
     try:
-        row = connection.execute("SELECT version_num FROM schema_version").fetchone()
+        row = connection.execute(f"SELECT version_num FROM {VERSION_TABLES[store]}").fetchone()  # noqa: S608
     except sqlite3.OperationalError:  # no such table
         return None
     return None if row is None else str(row[0])

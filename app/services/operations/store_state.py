@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from app.db.migrate import Store
 from app.ledger.nodes import LIVING
 from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.runtime import Runtime
@@ -16,7 +17,6 @@ from app.services.health_service import HEARTBEAT_FRESH_S
 from app.services.operations.failure import OperationFailed
 from app.services.operations.store_files import (
     STORE_NAMES,
-    StoreName,
     existing_store_file,
     finding_of,
     open_database,
@@ -70,7 +70,7 @@ def defaults_state(runtime: Runtime, wanted: Sequence[str]) -> DefaultsState:
 class DatabaseState:
     """One database. `problem` is one line, None when the file is sound."""
 
-    store: StoreName
+    store: Store
     file: str
     schema_version: str | None
     problem: str | None
@@ -80,12 +80,12 @@ class DatabaseState:
         return asdict(self)
 
 
-def check_databases(settings: Settings, stores: Sequence[StoreName] = STORE_NAMES) -> list[DatabaseState]:
+def check_databases(settings: Settings, stores: Sequence[Store] = STORE_NAMES) -> list[DatabaseState]:
     """Runs `integrity_check` on the files, without changing anything; a problem is told, not raised."""
     return [_check(settings, store) for store in stores]
 
 
-def _check(settings: Settings, store: StoreName) -> DatabaseState:
+def _check(settings: Settings, store: Store) -> DatabaseState:
     file: Path | None = None
     version: str | None = None
     try:
@@ -93,7 +93,7 @@ def _check(settings: Settings, store: StoreName) -> DatabaseState:
         with open_database(file) as connection:
             problem = finding_of(connection)
             if problem is None:
-                version = schema_version(connection)
+                version = schema_version(connection, store)
     except (OperationFailed, sqlite3.Error) as error:
         problem = str(error)
     return DatabaseState(store, str(file or "-"), version, problem)

@@ -11,13 +11,22 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, inspect, text
 
 import app.db.account_tables
 import app.db.inventory_tables
 import app.db.jobstore_tables  # noqa: F401 - the tables that the metadata is compared with
 from app.db.engines import create_engine_for, read_transaction, write_transaction
-from app.db.migrate import HEADS, METADATA, NewerSchema, Store, current_revision, ensure_schema, script_location
+from app.db.migrate import (
+    HEADS,
+    METADATA,
+    VERSION_TABLES,
+    NewerSchema,
+    Store,
+    current_revision,
+    ensure_schema,
+    script_location,
+)
 
 STORES = get_args(Store)
 START = """
@@ -38,7 +47,7 @@ def engine(tmp_path: Path) -> Engine:
 def test_the_migrations_make_the_tables_that_the_code_uses(engine: Engine, store: Store) -> None:
     ensure_schema(engine, store)
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": "schema_version"})
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLES[store]})
         assert compare_metadata(context, METADATA[store]) == []
 
 
@@ -59,11 +68,19 @@ def test_a_database_that_is_current_is_left_alone(engine: Engine) -> None:
 def test_a_database_of_a_newer_release_is_refused_untouched(engine: Engine) -> None:
     ensure_schema(engine, "jobstore")
     with write_transaction(engine) as connection:
-        connection.execute(text("UPDATE schema_version SET version_num = '9999'"))
+        connection.execute(text("UPDATE jobstore_schema_version SET version_num = '9999'"))
     with pytest.raises(NewerSchema, match="9999"):
         ensure_schema(engine, "jobstore")
     with read_transaction(engine) as connection:
-        assert current_revision(connection) == "9999"
+        assert current_revision(connection, "jobstore") == "9999"
+
+
+def test_both_stores_may_lie_in_one_database(engine: Engine) -> None:
+    for store in STORES:
+        ensure_schema(engine, store)
+    with read_transaction(engine) as connection:
+        assert {"jobs", "users"} <= set(inspect(connection).get_table_names())
+        assert [current_revision(connection, store) for store in STORES] == [HEADS[store] for store in STORES]
 
 
 def test_processes_that_start_together_migrate_once(engine: Engine) -> None:
@@ -80,4 +97,4 @@ def test_processes_that_start_together_migrate_once(engine: Engine) -> None:
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0, 0], errors
     with read_transaction(engine) as connection:
-        assert current_revision(connection) == HEADS["jobstore"]
+        assert current_revision(connection, "jobstore") == HEADS["jobstore"]
