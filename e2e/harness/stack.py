@@ -266,10 +266,10 @@ class Stack:
         """The starts that the outside log holds by now."""
         return read_log(self.oracle_folder / "fires.jsonl")
 
-    def logged(self, run_id: str, event: str = "start") -> float | None:
-        """When a run's task wrote that event outside, in seconds since the epoch; None: not yet."""
+    def logged(self, job_id: str, event: str = "start") -> float | None:
+        """When the first run of a job wrote that event outside, in seconds since the epoch; None: not yet."""
         lines = read_log(self.oracle_folder / "fires.jsonl", event)
-        return next((line.time for line in lines if line.run_id == run_id), None)
+        return next((line.time for line in lines if line.job_id == job_id), None)
 
     def judge_at_rest(self, expected: Mapping[str, Sequence[Any]], *, within: float) -> Verdict:
         """Wait until every job is at rest (no next run, no open run), then compare the three sources."""
