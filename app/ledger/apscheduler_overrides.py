@@ -45,7 +45,7 @@ from app.errors import NotFound, ValidationError
 from app.ledger import capture
 from app.ledger.claim import Claimed, claim
 from app.ledger.dispatch import Dispatcher
-from app.ledger.execution import ContextFactory, Ending, TaskResolver, execute, prepare_process
+from app.ledger.execution import ContextFactory, Ending, TaskResolver, execute, prepare_process, yield_to_others
 from app.ledger.jobs import Job, NewJob, job_from_row
 from app.ledger.ledger import Ledger
 from app.ledger.nodes import LockFile, NodeState, beat, forget_gone_nodes, remove_lock_file
@@ -114,6 +114,9 @@ class LoopHealth:
 
 class LedgerThreads(ThreadPoolExecutor):
     """The executor `default`: threads of this process."""
+
+    def __init__(self, max_workers: int) -> None:
+        super().__init__(max_workers, pool_kwargs={"initializer": yield_to_others})
 
     def submit_run(self, ticket: Ticket, run: Callable[[Ticket], Ending], end: Callable[[Ending], None]) -> None:
         """Runs a started run in a thread; `end` takes how it ended. What raises does not run, now or later."""

@@ -5,10 +5,11 @@ import json
 import logging
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ from app.ledger import capture
 from app.ledger.runs import Outcome, RunContext, Ticket
 
 logger = logging.getLogger(__name__)
+
+NICENESS = 5
+"""Of tasks: a third of the processor's time that others get, where both want all of it."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -74,6 +78,15 @@ def execute(ticket: Ticket, *, node: str, resolve: TaskResolver, context: Contex
     )
 
 
+def yield_to_others() -> None:
+    """Makes this thread give way to pages and to the loop when processors are scarce: a task can wait, they cannot.
+
+    Linux keeps a niceness for every thread. A machine that does not allow it runs tasks at the usual one.
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
 def prepare_process(parent: int, prepare: Callable[[], None]) -> None:
     """The beginning of a child process that runs tasks: captures their output, and dies with its parent.
 
@@ -82,6 +95,7 @@ def prepare_process(parent: int, prepare: Callable[[], None]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
+    yield_to_others()
     capture.install()
     prepare()
 

@@ -25,6 +25,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from app.ledger import Ending, LedgerScheduler, RunContext, Ticket, execute
 from app.ledger.apscheduler_overrides import LOOK_S
 from app.ledger.claim import Claimed
+from app.ledger.execution import NICENESS
 
 from .conftest import SampleTask, Store, wait_until
 
@@ -179,6 +180,18 @@ def test_several_nodes_share_the_work_without_doubling(store: Store, start_node:
     assert set(calls.values()) == {1}
     assert set(outcomes(store)) <= {"success", "pending"}
     assert {node.state for node in store.ledger.nodes()} == {"stopped"}
+
+
+def test_tasks_give_way_to_the_loop(store: Store, start_node: Start) -> None:
+    seen: list[int] = []
+    store.tasks["sample"] = SampleTask(lambda: seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+    store.add(is_enabled=False)
+    node = start_node()
+    node._ledger.request_run("job", "7")
+    wait_until(lambda: outcomes(store)["success"], "the run")
+    loop = os.getpriority(os.PRIO_PROCESS, node._thread.native_id)
+    assert seen == [NICENESS]
+    assert loop < NICENESS
 
 
 class TestStop:
