@@ -130,7 +130,7 @@ def naive_log(stack: Stack, tmp_path: Path) -> Iterator[tuple[Path, datetime, da
         print(container.logs(tail=50).decode())
         yield folder / "fires.jsonl", first, last
     finally:
-        container.remove(force=True)
+        container.remove(force=True, v=True)
 
 
 @pytest.mark.timeout(120)
