@@ -30,6 +30,7 @@ from app.runtime import Runtime, current_runtime
 from app.services.operations import backups, exports, history, set_aside, store_state
 from app.services.operations.failure import OperationFailed
 from app.services.operations.store_files import STORE_NAMES
+from app.services.scheduler.job_views import job_state
 from app.services.scheduler.scheduler_runs_read_service import SchedulerRunsReadService
 from app.services.scheduler.scheduler_status_read_service import SchedulerStatusReadService
 
@@ -82,7 +83,7 @@ def list_jobs(*, deleted: bool, as_json: bool) -> None:
             "id": reading.job.id,
             "task": reading.job.task,
             "source": reading.job.source,
-            "state": _state(reading.job),
+            "state": job_state(reading.job) if reading.job.is_active else "deleted",
             "next_run_time": _iso(reading.job.next_run_time),
             "last_run_time": _iso(reading.last_run_time),
             "last_outcome": reading.last_outcome,
@@ -348,18 +349,6 @@ def _print_backup(made: backups.Backup, as_json: bool) -> None:
 
 def _total_bytes(made: backups.Backup) -> int:
     return sum(store.bytes for store in made.manifest.stores.values())
-
-
-def _state(job: Any) -> str:
-    if not job.is_active:
-        return "deleted"
-    if job.problem is not None:
-        return "unreadable"
-    if not job.is_enabled:
-        return "disabled"
-    if job.is_paused:
-        return "paused"
-    return "scheduled" if job.next_run_time is not None else "finished"
 
 
 def _iso(moment: Any) -> str:

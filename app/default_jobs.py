@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from babel.support import Translations
 from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticError
 
 from app.errors import ValidationError, shown_value
-from app.i18n import TRANSLATIONS_FOLDER
+from app.i18n import english
 from app.job_fields import (
     Executor,
     JobDescription,
@@ -155,11 +154,11 @@ class _File:
             field = [error.field] if error.field in params else []
             accepted = error.accepted if isinstance(error.accepted, str) else error.message
             raise self._refused(
-                [*where, "trigger_params", *field], error.value, _english(accepted, error.params)
+                [*where, "trigger_params", *field], error.value, english(accepted, error.params)
             ) from error
         for message, values in parsed.warnings:
             line = self._line([*where, "trigger_params"])
-            logger.warning("%s, line %s: job %s: %s", self._path, line, entry.id, _english(message, values))
+            logger.warning("%s, line %s: job %s: %s", self._path, line, entry.id, english(message, values))
         return parsed.spec
 
     def _kwargs(self, where: list[str | int], entry: DefaultJobEntry, task: str, tasks: TaskRegistry) -> dict[str, Any]:
@@ -172,7 +171,7 @@ class _File:
             return tasks.check_kwargs(task, entry.kwargs)
         except ValidationError as error:
             line = self._line([*where, "kwargs" if entry.kwargs else "id"])
-            reason = _english(error.message, error.params)
+            reason = english(error.message, error.params)
             logger.error("%s, line %s: job %s will fail: %s", self._path, line, entry.id, reason)
             return dict(entry.kwargs)
 
@@ -228,9 +227,3 @@ def _repeated_keys(root: yaml.Node | None) -> Iterator[yaml.Node]:
 def _as_text(value: Any) -> Any:
     """YAML reads 2030-01-31 08:30:00 as a time; the trigger parser wants it as it was written."""
     return value.isoformat() if isinstance(value, date) else value
-
-
-def _english(message: str, params: Mapping[str, Any]) -> str:
-    """Logs and start errors are English, whoever's language the API answers in."""
-    text: str = Translations.load(str(TRANSLATIONS_FOLDER), ["en"]).gettext(message)
-    return text % params if params else text

@@ -87,11 +87,6 @@ class Job:
     updated_at: datetime
     deleted_at: datetime | None
 
-    @property
-    def fires(self) -> bool:
-        """Whether the job has a next run at all, if its trigger has one."""
-        return self.is_active and self.is_enabled and not self.is_paused and self.problem is None
-
 
 def job_from_row(row: Row, *, tolerant: bool = False) -> Job:
     """The job in a row of the `jobs` table.

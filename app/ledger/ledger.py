@@ -301,11 +301,6 @@ class Ledger:
         with read_transaction(self.engine) as connection:
             return from_us(database_now_us(connection))
 
-    def check_store(self) -> None:
-        """One query; raises what the database raises."""
-        with read_transaction(self.engine) as connection:
-            connection.execute(select(jobs.c.id).limit(1)).all()
-
     def _set_flag(self, job_id: str, flag: str, value: bool, by: str) -> Job:
         with self._edit(job_id) as (connection, now):
             row = _active_row(connection, job_id)

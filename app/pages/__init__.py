@@ -19,7 +19,7 @@ from app.pages.formats import (
     scheduler_time,
     short_count,
 )
-from app.pages.job_words import cron_expression, element_key, job_state, schedule_words
+from app.pages.job_words import cron_expression, element_key, schedule_words
 from app.pages.views import pages
 from app.pages.words import (
     creator_name,
@@ -29,6 +29,7 @@ from app.pages.words import (
     state_choices,
     timeline_words,
 )
+from app.services.scheduler.job_views import job_state
 
 
 def page_language() -> str:

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Any
 
 from app.i18n import current_language
-from app.services.scheduler.job_views import SchedulerJobListItem
 from app.triggers import describe, trigger_args, trigger_type
 
-JobState = Literal["scheduled", "paused", "disabled", "finished", "unreadable"]
-
 _EXPRESSION_FIELDS = ("second", "minute", "hour", "day", "month", "day_of_week", "year")
-
-
-def job_state(job: SchedulerJobListItem) -> JobState:
-    """Why a job has a next run, or has none."""
-    if job.problem is not None:
-        return "unreadable"
-    if not job.is_enabled:
-        return "disabled"
-    if job.is_paused:
-        return "paused"
-    return "finished" if job.next_run_time is None else "scheduled"
 
 
 def element_key(job_id: str) -> str:

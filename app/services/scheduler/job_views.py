@@ -9,12 +9,13 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.ledger.jobs import SETTINGS
+from app.ledger.jobs import SETTINGS, Job
 from app.repositories.jobs_repository import JobReading
 from app.runtime import Runtime
 from app.triggers import build_trigger, trigger_args, trigger_type
 
 State = Literal["STATE_RUNNING", "STATE_PAUSED"]
+JobState = Literal["scheduled", "paused", "disabled", "finished", "unreadable"]
 
 UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError)
 """What a stored trigger raises that is no trigger."""
@@ -161,3 +162,14 @@ def _written(spec: dict[str, Any]) -> str:
         return str(build_trigger(spec))
     except UNREADABLE:
         return ""
+
+
+def job_state(job: Job | SchedulerJobListItem) -> JobState:
+    """Why a job has a next run, or has none."""
+    if job.problem is not None:
+        return "unreadable"
+    if not job.is_enabled:
+        return "disabled"
+    if job.is_paused:
+        return "paused"
+    return "finished" if job.next_run_time is None else "scheduled"
