@@ -1,4 +1,4 @@
-"""Tables of the job store: jobs, runs with their logs, nodes.
+"""Tables of the job store: jobs, runs with their logs, nodes, messages on their way out, keys of repeated requests.
 
 Times are microseconds since the epoch, UTC (app.db.clock). JSON is kept as text, so that a row whose JSON is
 damaged can still be selected, shown and set aside. Columns that only some rows use are nullable.
@@ -50,6 +50,12 @@ jobs = Table(
     Column("priority", Integer, nullable=False),
     Column("executor", String(32), nullable=False),
     Column("retry_on_loss", Boolean, nullable=False),
+    Column("max_attempts", Integer, nullable=False, server_default=text("1")),
+    Column("retry_delay", Integer, nullable=False, server_default=text("60")),  # seconds before the second attempt
+    Column("soft_time_limit", Integer),  # seconds after which a run is asked to stop
+    Column("time_limit", Integer),  # seconds after which it is made to
+    Column("ping_url", Text),  # dead-man ping: told of every start and end
+    Column("is_alarming", Boolean, nullable=False, server_default=text("false")),  # alerted, and no success since
     Column("is_enabled", Boolean, nullable=False),
     Column("is_paused", Boolean, nullable=False),
     Column("is_active", Boolean, nullable=False),
@@ -90,12 +96,20 @@ runs = Table(
     Column("max_instances", Integer, nullable=False),
     Column("misfire_grace_time", Integer, nullable=False),  # seconds
     Column("retry_on_loss", Boolean, nullable=False),
+    Column("max_attempts", Integer, nullable=False, server_default=text("1")),
+    Column("retry_delay", Integer, nullable=False, server_default=text("60")),  # seconds
+    Column("soft_time_limit", Integer),  # seconds
+    Column("time_limit", Integer),  # seconds
     Column("kwargs", Text, nullable=False),  # JSON object, as it stood at the claim
     Column("node", String(255)),  # name of the node that started it
     Column("created_by", String(64), nullable=False),
     Column("claimed_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),
     Column("finished_at", BigInteger),
+    Column("first_run_id", String(32)),  # of a later attempt: the run that it repeats
+    Column("not_before", BigInteger),  # of a later attempt: when it may start
+    Column("cancel_requested_at", BigInteger),
+    Column("cancel_requested_by", String(64)),
     UniqueConstraint("job_id", "kind", "scheduled_for", "attempt", name="uq_runs_fire"),
     sqlite_with_rowid=False,  # rows lie in the order of their ids: history pages and purges are range scans
 )
@@ -126,11 +140,37 @@ nodes = Table(
     "nodes",
     jobstore_metadata,
     Column("node_id", String(32), primary_key=True),  # one a process start
+    Column("kind", String(16), nullable=False, server_default="scheduler"),  # scheduler, worker (of the Celery fleet)
     Column("name", String(255), nullable=False),
     Column("version", String(32), nullable=False),
-    Column("state", String(16), nullable=False),  # running, stopping, stopped
+    Column("state", String(16), nullable=False),  # running, stopping, stopped, dead
     Column("started_at", BigInteger, nullable=False),
     Column("heartbeat_at", BigInteger, nullable=False),
     Column("lock_file", Text),  # held locked while the process lives; null where there is no shared volume
     Column("stats", Text, nullable=False, server_default="{}"),  # JSON: queue, running, lateness, counters
 )
+
+outbox = Table(
+    "outbox",
+    jobstore_metadata,
+    Column("id", String(32), primary_key=True),  # as a run id: sorts by the time of the event
+    Column("kind", String(16), nullable=False),  # alert, ping
+    Column("url", Text),  # of a ping; an alert goes where ALERT_WEBHOOK_URL says when it is sent
+    Column("payload", Text, nullable=False),  # JSON
+    Column("created_at", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("next_try_at", BigInteger, nullable=False),  # pushed ahead by whoever is sending it: its lease
+    Column("last_error", Text),
+)
+Index("ix_outbox_next_try_at", outbox.c.next_try_at)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    jobstore_metadata,
+    Column("scope", String(160), primary_key=True),  # what was asked for, and by whom
+    Column("key", String(255), primary_key=True),  # the header's value
+    Column("fingerprint", String(64), nullable=False),  # SHA-256 of the request
+    Column("resource", String(JOB_ID_LENGTH), nullable=False),  # what came of it: a run's or a job's id
+    Column("created_at", BigInteger, nullable=False),
+)
+Index("ix_idempotency_keys_created_at", idempotency_keys.c.created_at)
