@@ -67,5 +67,8 @@ Kwargs = Annotated[
 MisfireGraceTime = Annotated[int, Field(ge=1, le=LONGEST_GRACE_S, description="Seconds")]
 MaxInstances = Annotated[int, Field(ge=1, le=10, description="Runs at the same time, counted over the whole cluster")]
 Priority = Annotated[int, Field(ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT, description="Higher starts first")]
-Executor = Literal["default", "process"]
+Executor = Annotated[
+    Literal["default", "process", "celery"],
+    Field(description="Threads of a scheduler, processes of its own, or the worker fleet (CELERY_BROKER_URL)"),
+]
 RetryOnLoss = Annotated[bool, Field(description="Run again when the process of a run died")]

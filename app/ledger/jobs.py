@@ -11,8 +11,8 @@ from app.db.jobstore_tables import Row
 
 Source = Literal["builtin", "default", "own"]
 
-EXECUTORS = ("default", "process")
-"""Executors that this release starts: threads, and processes of their own."""
+EXECUTORS = ("default", "process", "celery")
+"""Executors: threads of a scheduler, processes of its own, and the worker fleet."""
 
 SETTINGS = (
     "name",
@@ -25,6 +25,11 @@ SETTINGS = (
     "priority",
     "executor",
     "retry_on_loss",
+    "max_attempts",
+    "retry_delay",
+    "soft_time_limit",
+    "time_limit",
+    "ping_url",
 )
 """The fields of a job that a definition sets, beside its trigger and whether it is enabled."""
 
@@ -37,7 +42,8 @@ class UnreadableJob(ValueError):
 class NewJob:
     """A job to be added: a definition without a history.
 
-    `trigger` is a spec of app.triggers, `misfire_grace_time` is in seconds.
+    `trigger` is a spec of app.triggers. `misfire_grace_time`, `retry_delay` (before the second attempt; later ones
+    wait longer, see app.ledger.retries) and the time limits (None: none) are in seconds.
     """
 
     id: str
@@ -52,6 +58,11 @@ class NewJob:
     priority: int = 0
     executor: str = "default"
     retry_on_loss: bool = False
+    max_attempts: int = 1
+    retry_delay: int = 60
+    soft_time_limit: int | None = None
+    time_limit: int | None = None
+    ping_url: str | None = None
     is_enabled: bool = True
     source: Source = "own"
 
@@ -75,6 +86,12 @@ class Job:
     priority: int
     executor: str
     retry_on_loss: bool
+    max_attempts: int
+    retry_delay: int
+    soft_time_limit: int | None
+    time_limit: int | None
+    ping_url: str | None
+    is_alarming: bool
     is_enabled: bool
     is_paused: bool
     is_active: bool
@@ -116,7 +133,8 @@ def job_from_row(row: Row, *, tolerant: bool = False) -> Job:
             name: row[name]
             for name in (
                 *("id", "task", "name", "description", "source", "misfire_grace_time", "coalesce"),
-                *("max_instances", "priority", "executor", "retry_on_loss", "is_enabled", "is_paused"),
+                *("max_instances", "priority", "executor", "retry_on_loss", "max_attempts", "retry_delay"),
+                *("soft_time_limit", "time_limit", "ping_url", "is_alarming", "is_enabled", "is_paused"),
                 *("is_active", "revision", "created_by", "updated_by"),
             )
         },

@@ -15,6 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from app.db.clock import from_us
 from app.db.jobstore_tables import IS_ACTIVE, Row, nodes, runs
 
+NodeKind = Literal["scheduler", "worker"]
 NodeState = Literal["running", "stopping", "stopped", "dead"]
 LIVING = ("running", "stopping")
 """States of nodes that should be sending heartbeats."""
@@ -25,9 +26,10 @@ KEEP_SILENT_S = 86_400
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """A scheduler process as the store knows it; `stats` is what it last told of itself."""
+    """A scheduler process, or a worker of the Celery fleet, as the store knows it; `stats` is what it last told of itself."""
 
     node_id: str
+    kind: NodeKind
     name: str
     version: str
     state: NodeState
@@ -41,6 +43,7 @@ def node_from_row(row: Row) -> Node:
     """The node in a row of the `nodes` table."""
     return Node(
         node_id=row["node_id"],
+        kind=row["kind"],
         name=row["name"],
         version=row["version"],
         state=row["state"],
@@ -104,6 +107,7 @@ def beat(
     lock_file: str | None,
     stats: Mapping[str, Any],
     now: int,
+    kind: NodeKind = "scheduler",
 ) -> None:
     """Writes the node's row: it lives, and this is how it is doing."""
     changing = {"state": state, "heartbeat_at": now, "stats": json.dumps(stats)}
@@ -112,6 +116,7 @@ def beat(
         return
     fixed = {
         "node_id": node_id,
+        "kind": kind,
         "name": name,
         "version": version,
         "started_at": started_at,

@@ -14,7 +14,8 @@ Kind = Literal["schedule", "manual"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """One row of the ledger. `count` moments from `scheduled_from` to `scheduled_for` share it where a run of
-    moments had the same fate; times are aware UTC, durations milliseconds."""
+    moments had the same fate; times are aware UTC, durations milliseconds. A later attempt points at the run that it
+    repeats with `first_run_id` and starts at `not_before` at the earliest."""
 
     run_id: str
     job_id: str
@@ -34,6 +35,12 @@ class Run:
     claimed_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    executor: str
+    max_attempts: int
+    first_run_id: str | None
+    not_before: datetime | None
+    cancel_requested_at: datetime | None
+    cancel_requested_by: str | None
 
     @property
     def lateness_ms(self) -> float | None:
@@ -54,7 +61,10 @@ def run_from_row(row: Row) -> Run:
     """The run in a row of the `runs` table."""
     times: dict[str, Any] = {
         name: None if row[name] is None else from_us(row[name])
-        for name in ("scheduled_for", "scheduled_from", "claimed_at", "started_at", "finished_at")
+        for name in (
+            *("scheduled_for", "scheduled_from", "claimed_at", "started_at", "finished_at"),
+            *("not_before", "cancel_requested_at"),
+        )
     }
     return Run(
         **times,
@@ -62,7 +72,8 @@ def run_from_row(row: Row) -> Run:
             name: row[name]
             for name in (
                 *("run_id", "job_id", "task", "kind", "count", "attempt", "outcome", "reason", "error"),
-                *("owner", "epoch", "node", "created_by"),
+                *("owner", "epoch", "node", "created_by", "executor", "max_attempts", "first_run_id"),
+                "cancel_requested_by",
             )
         },
     )
@@ -98,6 +109,12 @@ class Ticket:
     misfire_grace_time: int
     kwargs: str
     created_by: str
+    max_attempts: int = 1
+    retry_delay: int = 60  # seconds
+    soft_time_limit: int | None = None  # seconds
+    time_limit: int | None = None  # seconds
+    first_run_id: str | None = None
+    not_before: int | None = None  # microseconds since the epoch
 
 
 TICKET_COLUMNS = tuple(Ticket.__dataclass_fields__)
