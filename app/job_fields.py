@@ -9,11 +9,15 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field
 
 from app.db.jobstore_tables import JOB_ID_LENGTH
+from app.errors import _N, ValidationError
 
 # Without a bound of its own (max_length has it): unrolled over Unicode's letters it would cost each model 12 MB.
 JOB_ID_PATTERN = r"^[^\W_][\w.:-]*$"
 LONGEST_GRACE_S = 366 * 86400
 PRIORITY_LIMIT = 1000
+MOST_ATTEMPTS = 20
+LONGEST_RETRY_DELAY_S = 86_400
+LONGEST_TIME_LIMIT_S = 7 * 86_400
 NESTING_LIMIT = 32
 
 Value = TypeVar("Value")
@@ -72,3 +76,32 @@ Executor = Annotated[
     Field(description="Threads of a scheduler, processes of its own, or the worker fleet (CELERY_BROKER_URL)"),
 ]
 RetryOnLoss = Annotated[bool, Field(description="Run again when the process of a run died")]
+MaxAttempts = Annotated[
+    int, Field(ge=1, le=MOST_ATTEMPTS, description="How often a fire that fails is tried; 1: it is not tried again")
+]
+RetryDelay = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=LONGEST_RETRY_DELAY_S,
+        description="Seconds before the second attempt; each later one waits twice as long, up to an hour",
+    ),
+]
+SoftTimeLimit = Annotated[
+    int,
+    Field(ge=1, le=LONGEST_TIME_LIMIT_S, description="Seconds after which a run is asked to stop; below time_limit"),
+]
+TimeLimit = Annotated[int, Field(ge=1, le=LONGEST_TIME_LIMIT_S, description="Seconds after which a run is stopped")]
+
+
+def check_time_limits(soft: int | None, hard: int | None) -> None:
+    """ValidationError, naming both limits, for a job whose soft time limit is not below its hard one (seconds)."""
+    if soft is not None and hard is not None and soft >= hard:
+        raise ValidationError(
+            _N("soft_time_limit（%(soft)s 秒）必须小于 time_limit（%(hard)s 秒）"),
+            params={"soft": soft, "hard": hard},
+            field="soft_time_limit",
+            value=soft,
+            accepted=_N("小于 time_limit 的秒数"),
+            context={"time_limit": hard},
+        )

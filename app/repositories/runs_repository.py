@@ -20,7 +20,8 @@ _RUN_COLUMNS = [
     for name in (
         *("run_id", "job_id", "task", "kind", "scheduled_for", "scheduled_from", "count", "attempt"),
         *("outcome", "reason", "error", "owner", "epoch", "node", "created_by", "claimed_at", "started_at"),
-        "finished_at",
+        *("finished_at", "executor", "max_attempts", "first_run_id", "not_before", "cancel_requested_at"),
+        "cancel_requested_by",
     )
 ]
 
