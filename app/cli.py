@@ -105,7 +105,7 @@ def list_jobs(*, deleted: bool, as_json: bool) -> None:
 @one_line_errors
 def status(*, as_json: bool) -> None:
     """Tell which schedulers are alive, what runs and waits, and how the last hour went."""
-    found = SchedulerStatusReadService().status()
+    found = SchedulerStatusReadService(language="en").status()
     if as_json:
         _print_json(found.model_dump(mode="json"))
         return
@@ -121,6 +121,8 @@ def status(*, as_json: bool) -> None:
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.counters.outcomes.items()))
     click.echo(f"last hour: {outcomes or 'no runs'}")
     click.echo(f"jobs: {', '.join(f'{count} {kind}' for kind, count in found.counters.jobs.items())}")
+    for warning in found.problems:
+        click.echo(f"problem: {warning.message}")
     for problem in found.task_problems:
         click.echo(f"task module {problem['module']}: {problem['error']}")
 

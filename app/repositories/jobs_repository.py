@@ -142,6 +142,14 @@ class JobsRepository:
             .limit(limit)
         )
 
+    def tasks_in_use(self) -> set[tuple[str, str]]:
+        """(task, executor) of every job that is on, paused ones too."""
+        query = select(jobs.c.task, jobs.c.executor).where(
+            jobs.c.is_active.is_(True), jobs.c.is_enabled.is_(True), jobs.c.problem.is_(None)
+        )
+        with read_transaction(self._engine) as connection:
+            return {(row.task, row.executor) for row in connection.execute(query.distinct())}
+
     def counts(self) -> JobCounts:
         """How many jobs there are of each kind, in one query."""
         active = jobs.c.is_active.is_(True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, Field
 
 from app.errors import _N
+from app.i18n import english
 from app.ledger import Node
+from app.ledger.nodes import LIVING
 from app.repositories.jobs_repository import JobsRepository
 from app.repositories.runs_repository import RunsRepository
 from app.runtime import Runtime, current_runtime
 from app.services.health_service import HEARTBEAT_FRESH_S
+from app.services.scheduler.cluster_problems import cluster_problems
 from app.services.scheduler.job_views import SchedulerJobListItem, job_list_item
 from app.services.scheduler.run_views import RunView, run_view
 from app.services.scheduler.store_failures import store_failures
@@ -71,6 +74,14 @@ class CountersView(BaseModel):
     jobs: dict[str, int] = Field(description="total, scheduled, paused, disabled, with_problem, deleted")
 
 
+class ProblemView(BaseModel):
+    """Something that an operator should mend. `code` is for programs, `message` for people, `nodes` are names."""
+
+    code: str = Field(description="versions_differ, code_differs, clock_off, task_unknown, no_worker")
+    message: str
+    nodes: list[str]
+
+
 class SchedulerStatus(BaseModel):
     """All schedulers of this store at one moment."""
 
@@ -80,6 +91,7 @@ class SchedulerStatus(BaseModel):
     queue: QueueView
     lateness: LatenessView
     counters: CountersView
+    problems: list[ProblemView]
     task_problems: list[dict[str, str]] = Field(description="Drop-in modules that this process could not use")
 
 
@@ -92,6 +104,7 @@ class SchedulerDashboard(BaseModel):
     at: datetime
     nodes: list[NodeView]
     queue: QueueView
+    problems: list[ProblemView]
     task_problems: list[dict[str, str]]
     running: list[RunView] = Field(description="Pending ones too")
     alarms: list[RunView] = Field(description="Of the last day")
@@ -105,22 +118,23 @@ class SchedulerStatusReadService:
 
     def __init__(self, runtime: Runtime | None = None, *, language: str = "zh") -> None:
         self._runtime = runtime or current_runtime()
-        self._language = language  # that triggers are described in: zh or en
+        self._language = language  # that triggers and problems are described in: zh or en
         self._jobs = JobsRepository(self._runtime.jobstore)
         self._runs = RunsRepository(self._runtime.jobstore)
 
     def status(self) -> SchedulerStatus:
         """Nodes, queue, lateness, counters; ServiceUnavailable when the store is out of reach."""
         with store_failures(_N("获取调度器状态失败")):
-            return self._status(datetime.now(UTC))
+            return self._status(self._runtime.ledger.now())
 
     def dashboard(
         self, *, recent: int = 300, running: int = 50, alarms: int = 20, upcoming: int = 10, late: int = 20
     ) -> SchedulerDashboard:
         """The rows that an operator looks at first; the numbers are the longest lists."""
-        now = datetime.now(UTC)
         with store_failures(_N("获取调度器状态失败")):
-            nodes = self._nodes(now)
+            now = self._runtime.ledger.now()  # the store's clock: this process's own may be the one that is wrong
+            nodes = self._runtime.ledger.nodes()
+            problems = self._problems(nodes, now)
             queue = _queue(self._runs.queue(), now)
             active = self._runs.active(limit=running)
             alarming = self._runs.alarming(now - ALARMS_SINCE, limit=alarms)
@@ -130,8 +144,9 @@ class SchedulerStatusReadService:
         zone = self._zone
         return SchedulerDashboard(
             at=now.astimezone(zone),
-            nodes=nodes,
+            nodes=[self._node(node, now) for node in nodes],
             queue=queue,
+            problems=problems,
             task_problems=self._task_problems(),
             running=[run_view(run, zone) for run in active],
             alarms=[run_view(run, zone) for run in alarming],
@@ -147,10 +162,11 @@ class SchedulerStatusReadService:
     def _status(self, now: datetime) -> SchedulerStatus:
         since = now - WINDOW
         window_s = int(WINDOW.total_seconds())
+        nodes = self._runtime.ledger.nodes()
         return SchedulerStatus(
             at=now.astimezone(self._zone),
             timezone=self._runtime.settings.scheduler_timezone,
-            nodes=self._nodes(now),
+            nodes=[self._node(node, now) for node in nodes],
             queue=_queue(self._runs.queue(), now),
             lateness=_lateness(self._runs.lateness(since, limit=LATENESS_SAMPLE), window_s),
             counters=CountersView(
@@ -158,11 +174,27 @@ class SchedulerStatusReadService:
                 outcomes=self._runs.outcome_counts(since),
                 jobs=asdict(self._jobs.counts()),
             ),
+            problems=self._problems(nodes, now),
             task_problems=self._task_problems(),
         )
 
-    def _nodes(self, now: datetime) -> list[NodeView]:
-        return [self._node(node, now) for node in self._runtime.ledger.nodes()]
+    def _problems(self, nodes: Sequence[Node], now: datetime) -> list[ProblemView]:
+        found = cluster_problems(
+            [node for node in nodes if _is_alive(node, now)],
+            tasks_in_use=self._jobs.tasks_in_use(),
+            known_tasks={task.name for task in self._runtime.tasks.all()},
+            me=self._runtime.settings.node_name,
+        )
+        return [
+            ProblemView(
+                code=problem.code,
+                message=english(problem.message, problem.params)
+                if self._language == "en"
+                else problem.message % problem.params,
+                nodes=list(problem.nodes),
+            )
+            for problem in found
+        ]
 
     def _task_problems(self) -> list[dict[str, str]]:
         return [{"module": problem.module, "error": problem.error} for problem in self._runtime.tasks.problems]
@@ -174,12 +206,16 @@ class SchedulerStatusReadService:
             name=node.name,
             version=node.version,
             state=node.state,
-            is_alive=node.state in ("running", "stopping") and age.total_seconds() <= HEARTBEAT_FRESH_S,
+            is_alive=_is_alive(node, now),
             started_at=node.started_at.astimezone(self._zone),
             heartbeat_at=node.heartbeat_at.astimezone(self._zone),
             heartbeat_age_s=round(age.total_seconds(), 3),
             stats=dict(node.stats),
         )
+
+
+def _is_alive(node: Node, now: datetime) -> bool:
+    return node.state in LIVING and (now - node.heartbeat_at).total_seconds() <= HEARTBEAT_FRESH_S
 
 
 def _queue(found: Mapping[str, tuple[int, datetime | None]], now: datetime) -> QueueView:
