@@ -20,11 +20,18 @@ from app.job_fields import (
     JobDescription,
     JobId,
     JobName,
+    MaxAttempts,
     MaxInstances,
     MisfireGraceTime,
+    PingUrl,
     Priority,
+    RetryDelay,
     RetryOnLoss,
+    SoftTimeLimit,
     TaskName,
+    TimeLimit,
+    check_executor,
+    check_time_limits,
     storable,
 )
 from app.ledger import NewJob
@@ -61,6 +68,11 @@ class DefaultJobEntry(BaseModel):
     priority: Priority = 0
     executor: Executor = "default"
     retry_on_loss: RetryOnLoss = False
+    max_attempts: MaxAttempts = 1
+    retry_delay: RetryDelay = 60
+    soft_time_limit: SoftTimeLimit | None = None
+    time_limit: TimeLimit | None = None
+    ping_url: PingUrl | None = None
 
 
 def load_default_jobs(settings: Settings, tasks: TaskRegistry) -> list[NewJob]:
@@ -69,7 +81,7 @@ def load_default_jobs(settings: Settings, tasks: TaskRegistry) -> list[NewJob]:
     A task that is not registered, or kwargs that do not fit it, are logged and stop nothing: a drop-in module
     may be at fault, and the job's runs say so too. Anything else that is wrong raises DefaultJobsError.
     """
-    return _File(settings.scheduler_tasks_file).jobs(settings.scheduler_timezone, tasks)
+    return _File(settings.scheduler_tasks_file).jobs(settings, tasks)
 
 
 class _File:
@@ -95,7 +107,7 @@ class _File:
         for key in _repeated_keys(self._root):
             raise self._error(key.start_mark.line + 1, key.value, "stands there twice")
 
-    def jobs(self, timezone: str, tasks: TaskRegistry) -> list[NewJob]:
+    def jobs(self, settings: Settings, tasks: TaskRegistry) -> list[NewJob]:
         """The jobs, in the order of the file."""
         if not isinstance(self._data, Mapping) or not isinstance(self._data.get(LIST_KEY), list):
             raise self._error(self._line([LIST_KEY]), LIST_KEY, "accepted: a list of jobs")
@@ -104,24 +116,30 @@ class _File:
                 raise self._error(self._line([key]), str(key), f"unknown field; accepted: {LIST_KEY}")
         found: dict[str, NewJob] = {}
         for index, content in enumerate(self._data[LIST_KEY]):
-            job = self._job([LIST_KEY, index], content, timezone, tasks)
+            job = self._job([LIST_KEY, index], content, settings, tasks)
             if job.id in found:
                 raise self._refused([LIST_KEY, index, "id"], job.id, "an id that no other entry has")
             found[job.id] = job
         return list(found.values())
 
-    def _job(self, where: list[str | int], content: Any, timezone: str, tasks: TaskRegistry) -> NewJob:
+    def _job(self, where: list[str | int], content: Any, settings: Settings, tasks: TaskRegistry) -> NewJob:
         try:
             entry = DefaultJobEntry.model_validate(content)
         except PydanticError as error:
             first = error.errors(include_url=False)[0]
             held = None if first["type"] == "missing" else first["input"]
             raise self._refused([*where, *first["loc"]], held, first["msg"]) from error
+        try:
+            check_time_limits(entry.soft_time_limit, entry.time_limit)
+            check_executor(entry.executor, settings.celery_broker_url)
+        except ValidationError as error:
+            line = self._line([*where, str(error.field)])
+            raise self._error(line, f"job {entry.id}", english(error.message, error.params)) from error
         task = entry.task or entry.id
         return NewJob(
             id=entry.id,
             task=task,
-            trigger=self._trigger(where, entry, timezone),
+            trigger=self._trigger(where, entry, settings.scheduler_timezone),
             kwargs=self._kwargs(where, entry, task, tasks),
             name=entry.name,
             description=entry.description,
@@ -131,6 +149,11 @@ class _File:
             priority=entry.priority,
             executor=entry.executor,
             retry_on_loss=entry.retry_on_loss,
+            max_attempts=entry.max_attempts,
+            retry_delay=entry.retry_delay,
+            soft_time_limit=entry.soft_time_limit,
+            time_limit=entry.time_limit,
+            ping_url=entry.ping_url,
             is_enabled=entry.enabled,
             source="builtin" if entry.id in BUILTIN_TASK_IDS else "default",
         )

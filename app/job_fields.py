@@ -10,6 +10,8 @@ from pydantic import AfterValidator, Field
 
 from app.db.jobstore_tables import JOB_ID_LENGTH
 from app.errors import _N, ValidationError
+from app.ledger.jobs import EXECUTORS
+from app.web_address import LONGEST, web_address
 
 # Without a bound of its own (max_length has it): unrolled over Unicode's letters it would cost each model 12 MB.
 JOB_ID_PATTERN = r"^[^\W_][\w.:-]*$"
@@ -92,6 +94,11 @@ SoftTimeLimit = Annotated[
     Field(ge=1, le=LONGEST_TIME_LIMIT_S, description="Seconds after which a run is asked to stop; below time_limit"),
 ]
 TimeLimit = Annotated[int, Field(ge=1, le=LONGEST_TIME_LIMIT_S, description="Seconds after which a run is stopped")]
+PingUrl = Annotated[
+    str,
+    Field(max_length=LONGEST, description="Address that is told of every start and end of a run"),
+    AfterValidator(web_address),
+]
 
 
 def check_time_limits(soft: int | None, hard: int | None) -> None:
@@ -104,4 +111,15 @@ def check_time_limits(soft: int | None, hard: int | None) -> None:
             value=soft,
             accepted=_N("小于 time_limit 的秒数"),
             context={"time_limit": hard},
+        )
+
+
+def check_executor(executor: str, celery_broker_url: str) -> None:
+    """ValidationError for the worker fleet where there is none: its runs would wait for ever."""
+    if executor == "celery" and not celery_broker_url:
+        raise ValidationError(
+            _N("没有配置 CELERY_BROKER_URL，不能使用执行器 celery"),
+            field="executor",
+            value=executor,
+            accepted=[name for name in EXECUTORS if name != "celery"],
         )

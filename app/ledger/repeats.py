@@ -40,8 +40,7 @@ def remember(connection: Connection, repeat: RepeatKey, *, resource: str, now: i
 
     RepeatedRequest when it is there already; ValidationError when it was sent with another request.
     """
-    oldest = now - KEPT_S * 1_000_000
-    connection.execute(delete(idempotency_keys).where(idempotency_keys.c.created_at < oldest))
+    connection.execute(delete(idempotency_keys).where(idempotency_keys.c.created_at < _oldest(now)))
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     added = connection.execute(
         dialect.insert(idempotency_keys)
@@ -57,11 +56,24 @@ def remember(connection: Connection, repeat: RepeatKey, *, resource: str, now: i
     )
     if added.rowcount == 1:
         return
+    check(connection, repeat, now=now)
+
+
+def check(connection: Connection, repeat: RepeatKey, *, now: int) -> None:
+    """Before anything is done for a request: whether it was done already.
+
+    RepeatedRequest when the key is on record for it; ValidationError when it was sent with another request. It only
+    saves the work and keeps the answer the same: `remember` decides.
+    """
     there = connection.execute(
         select(idempotency_keys.c.fingerprint, idempotency_keys.c.resource).where(
-            idempotency_keys.c.scope == repeat.scope, idempotency_keys.c.key == repeat.key
+            idempotency_keys.c.scope == repeat.scope,
+            idempotency_keys.c.key == repeat.key,
+            idempotency_keys.c.created_at >= _oldest(now),
         )
-    ).one()
+    ).one_or_none()
+    if there is None:
+        return
     if there.fingerprint != repeat.fingerprint:
         raise ValidationError(
             _N("同一个 Idempotency-Key 已用于另一个请求"),
@@ -70,3 +82,7 @@ def remember(connection: Connection, repeat: RepeatKey, *, resource: str, now: i
             accepted=_N("每个新请求使用新的键"),
         )
     raise RepeatedRequest(there.resource)
+
+
+def _oldest(now: int) -> int:
+    return now - KEPT_S * 1_000_000

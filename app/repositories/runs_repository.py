@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Engine, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select
 
 from app.db.clock import from_us, to_us
 from app.db.engines import read_transaction
-from app.db.jobstore_tables import IS_ACTIVE, IS_ALARMING, jobs, run_logs, runs
+from app.db.jobstore_tables import IS_ACTIVE, IS_ALARMING, Row, jobs, run_logs, runs
 from app.ledger import Run, run_from_row, run_id_floor
 
 _RUN_COLUMNS = [
@@ -59,11 +59,18 @@ class JobHistory:
 
 @dataclass(frozen=True)
 class RunReading:
-    """One run with the log of its task, and the zone of its job's trigger, when both are there."""
+    """One run with the log of its task, and the zone of its job's trigger, when both are there.
+
+    Time limits are in seconds; `other_attempts` are those of the same fire, the first one first.
+    """
 
     run: Run
     log: str
     timezone: str | None
+    job_exists: bool
+    soft_time_limit: int | None
+    time_limit: int | None
+    other_attempts: Sequence[Run]
 
 
 def _timezone(trigger: str | None) -> str | None:
@@ -106,9 +113,11 @@ class RunsRepository:
         return JobHistory(found, _timezone(rows[0]["trigger"]))
 
     def get(self, run_id: str) -> RunReading | None:
-        """The run `run_id` with its log, or None."""
+        """The run `run_id` with its log and the other attempts of its fire, or None."""
+        if "\0" in run_id:  # PostgreSQL refuses the query itself
+            return None
         query = (
-            select(*_RUN_COLUMNS, run_logs.c.log, jobs.c.trigger)
+            select(*_RUN_COLUMNS, runs.c.soft_time_limit, runs.c.time_limit, run_logs.c.log, jobs.c.trigger)
             .select_from(
                 runs.outerjoin(run_logs, run_logs.c.run_id == runs.c.run_id).outerjoin(jobs, jobs.c.id == runs.c.job_id)
             )
@@ -116,9 +125,30 @@ class RunsRepository:
         )
         with read_transaction(self._engine) as connection:
             row = connection.execute(query).mappings().one_or_none()
-        if row is None:
-            return None
-        return RunReading(run_from_row(row), row["log"] or "", _timezone(row["trigger"]))
+            if row is None:
+                return None
+            others = self._other_attempts(connection, row)
+        return RunReading(
+            run=run_from_row(row),
+            log=row["log"] or "",
+            timezone=_timezone(row["trigger"]),
+            job_exists=row["trigger"] is not None,
+            soft_time_limit=row["soft_time_limit"],
+            time_limit=row["time_limit"],
+            other_attempts=others,
+        )
+
+    def _other_attempts(self, connection: Connection, row: Row) -> list[Run]:
+        # All attempts keep the moment of their fire, and its unique key leads to them.
+        query = (
+            select(*_RUN_COLUMNS)
+            .where(
+                *(runs.c[name] == row[name] for name in ("job_id", "kind", "scheduled_for")),
+                runs.c.run_id != row["run_id"],
+            )
+            .order_by(runs.c.attempt)
+        )
+        return [run_from_row(other) for other in connection.execute(query).mappings()]
 
     def newest(self, *, limit: int) -> Sequence[Run]:
         """The newest rows of all jobs, newest first."""

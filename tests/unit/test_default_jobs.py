@@ -75,6 +75,11 @@ default_tasks:
     priority: 9
     executor: process
     retry_on_loss: true
+    max_attempts: 20
+    retry_delay: 86400
+    soft_time_limit: 1
+    time_limit: 604800
+    ping_url: https://hc.example/ping/full
   - id: sync_accounts
     trigger_type: date
     trigger_params: {run_date: 2001-01-01}
@@ -99,6 +104,11 @@ default_tasks:
         priority=9,
         executor="process",
         retry_on_loss=True,
+        max_attempts=20,
+        retry_delay=86400,
+        soft_time_limit=1,
+        time_limit=604800,
+        ping_url="https://hc.example/ping/full",
         source="default",
     )
     assert done.source == "builtin"
@@ -127,6 +137,12 @@ default_tasks:
         (GOOD + "    max_instances: 11\n", 5, "max_instances"),
         (GOOD + "    executor: rocket\n", 5, "executor"),
         (GOOD + "    retry_on_los: true\n", 5, "retry_on_los"),
+        (GOOD + "    executor: celery\n", 5, "CELERY_BROKER_URL"),
+        (GOOD + "    max_attempts: 21\n", 5, "max_attempts"),
+        (GOOD + "    retry_delay: 0\n", 5, "retry_delay"),
+        (GOOD + "    time_limit: 604801\n", 5, "time_limit"),
+        (GOOD + "    time_limit: 60\n    soft_time_limit: 60\n", 6, "soft_time_limit (60 s) must be below time_limit"),
+        (GOOD + "    ping_url: ftp://example/x\n", 5, "ping_url"),
         (GOOD + "    kwargs: {at: 2030-01-01}\n", 5, "kwargs.at"),
         (GOOD + "    kwargs: {x: .nan}\n", 5, "kwargs.x"),
         (GOOD + '    kwargs:\n      x: "\\0"\n', 6, "kwargs.x"),
@@ -153,6 +169,12 @@ def test_an_invalid_file_names_line_and_field(
     if line is not None:
         assert f", line {line}: " in message
         assert not any("\u4e00" <= character <= "\u9fff" for character in message), "start errors are English"
+
+
+def test_the_fleet_can_be_named_where_there_is_one(environment: dict[str, str], registry: TaskRegistry) -> None:
+    settings = Settings.load({**environment, "CELERY_BROKER_URL": "redis://broker/0"})
+    (job,) = load(settings, registry, GOOD + "    executor: celery\n")
+    assert job.executor == "celery"
 
 
 def test_it_stops_the_start(settings: Settings) -> None:
@@ -187,4 +209,4 @@ def test_the_fields_are_those_that_the_code_below_knows() -> None:
     shared = {*JobSettings.model_fields} - TRIGGER_FIELDS - {"is_enabled"}
     own = {"id", "task", "trigger_type", "trigger_params", "enabled"}
     assert DefaultJobEntry.model_fields.keys() == shared | own
-    assert {"default", "process"} == set(EXECUTORS), "app.job_fields.Executor names the same"
+    assert {"default", "process", "celery"} == set(EXECUTORS), "app.job_fields.Executor names the same"

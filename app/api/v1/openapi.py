@@ -10,6 +10,7 @@ from apiflask import APIFlask
 from app.api.v1.auth import PERMISSION_ATTRIBUTE, Credentials
 from app.api.v1.csrf import HEADER as CSRF_HEADER
 from app.api.v1.csrf import WRITING_METHODS
+from app.api.v1.repeats import REPEATABLE_ATTRIBUTE, describe_header
 
 LOGIN_PATH = "/api/v1/auth/login"
 SPEC_PATH = "/api/v1/openapi.json"
@@ -102,6 +103,8 @@ def _complete_operation(operation: dict[str, Any], method: str, view: object) ->
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
         },
     )
+    if getattr(view, REPEATABLE_ATTRIBUTE, False):
+        describe_header(operation)
     permission = getattr(view, PERMISSION_ATTRIBUTE, None)
     if permission is not None:
         session = ("session", "csrf") if method in WRITING_METHODS else ("session",)

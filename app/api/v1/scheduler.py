@@ -18,6 +18,7 @@ from pydantic.json_schema import SkipJsonSchema, models_json_schema
 
 from app.api.v1.auth import require
 from app.api.v1.envelope import success
+from app.api.v1.repeats import mark_replayed, repeat_key, repeatable
 from app.errors import (
     _N,
     AuthenticationRequired,
@@ -35,7 +36,7 @@ from app.services.accounts import Permission, Principal, current_principal
 from app.services.health_service import readiness
 from app.services.scheduler.job_input import JobChangeInput, NewJobInput, TriggerPreviewInput
 from app.services.scheduler.job_views import SchedulerJobDetail, SchedulerJobListItem
-from app.services.scheduler.run_views import RunDetail, RunView
+from app.services.scheduler.run_views import CancelView, RunDetail, RunView
 from app.services.scheduler.scheduler_actions_service import Action, SchedulerActionsService
 from app.services.scheduler.scheduler_job_write_service import SavedJob, SchedulerJobWriteService
 from app.services.scheduler.scheduler_jobs_read_service import SchedulerJobsReadService
@@ -161,6 +162,7 @@ _OUTPUTS: tuple[type[BaseModel], ...] = (
     SchedulerJobDetail,
     RunView,
     RunDetail,
+    CancelView,
     ManualRunView,
     ReloadView,
     SchedulerStatus,
@@ -289,12 +291,16 @@ def list_jobs(query: JobsQuery) -> Response:
 @scheduler.post("/jobs")
 @scheduler.doc(summary="Create a job of one's own", responses=_answers(SchedulerJobDetail, "Created", status=201))
 @guarded("admin")
+@repeatable
 @scheduler.input(NewJobInput, arg_name="new")
 def create_job(new: NewJobInput) -> Response:
-    saved = SchedulerJobWriteService().upsert(new, by=_principal().created_by)
-    response = _changed_job(saved.job, _N("任务创建成功"), status=201, meta=_warnings(saved))
-    response.headers["Location"] = f"{request.path}/{saved.job.id}"
-    return response
+    principal = _principal()
+    saved = SchedulerJobWriteService().upsert(new, by=principal.created_by, repeat=repeat_key(principal))
+    # Of a repeat: as it is now, deleted or not, for that is what the first request made.
+    job = _jobs().get_job(saved.job.id, include_deleted=saved.replayed)
+    response = _job(job, _N("任务创建成功"), status=201, meta=_warnings(saved))
+    response.headers["Location"] = f"{request.path}/{job.id}"
+    return mark_replayed(response) if saved.replayed else response
 
 
 @scheduler.get("/jobs/<job_id>")
@@ -354,6 +360,7 @@ def resume_job(job_id: str) -> Response:
     responses=_answers(ManualRunView, "The run is on record and starts at once"),
 )
 @guarded("admin")
+@repeatable
 def run_job(job_id: str) -> Response:
     return _run(job_id)
 
@@ -369,10 +376,12 @@ def restore_job(job_id: str) -> Response:
 @scheduler.post("/jobs/<job_id>/action")
 @scheduler.doc(
     summary="Trigger, pause, resume, enable or disable a job",
-    description="`trigger` answers the run that was asked for, the others the job.",
+    description="`trigger` answers the run that was asked for, the others the job. Only `trigger` heeds a key: repeating"
+    " one of the others does no more.",
     responses=_answers(None, "The run, or the job"),
 )
 @guarded("admin")
+@repeatable
 @scheduler.input(ActionInput, arg_name="body")
 def act_on_job(job_id: str, body: ActionInput) -> Response:
     match body.action:
@@ -403,8 +412,9 @@ def _set_enabled(job_id: str, is_enabled: bool) -> Job:
 def _run(job_id: str) -> Response:
     principal = _principal()
     created_by = principal.name if principal.user_id is None else principal.user_id
-    run = SchedulerActionsService().start_run(job_id, created_by)
-    return success({"manual_job_id": run.manual_job_id, "run_id": run.run_id}, _N("任务已提交后台执行"))
+    run = SchedulerActionsService().start_run(job_id, created_by, repeat=repeat_key(principal))
+    response = success({"manual_job_id": run.manual_job_id, "run_id": run.run_id}, _N("任务已提交后台执行"))
+    return mark_replayed(response) if run.replayed else response
 
 
 @scheduler.post("/jobs/actions/reload")
@@ -450,6 +460,19 @@ def list_runs(job_id: str, query: HistoryQuery) -> Response:
 @guarded("view")
 def get_run(run_id: str) -> Response:
     return success(SchedulerRunsReadService().get_run(run_id).model_dump())
+
+
+@scheduler.post("/runs/<run_id>/actions/cancel")
+@scheduler.doc(
+    summary="Cancel a run: one that has not started will not start, one that is running is asked to stop",
+    description="A process is killed, a worker's task is ended, a thread can only be asked. 400 when it has ended.",
+    responses=_answers(CancelView, "`effect` tells which of the two it is"),
+)
+@guarded("admin")
+def cancel_run(run_id: str) -> Response:
+    cancelled = SchedulerActionsService().cancel_run(run_id, _principal().created_by)
+    message = _N("运行已取消") if cancelled.effect == "cancelled" else _N("已请求停止这次运行")
+    return success(cancelled.model_dump(), message)
 
 
 @scheduler.post("/triggers/preview")

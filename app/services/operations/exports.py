@@ -24,11 +24,18 @@ from app.job_fields import (
     JobId,
     JobName,
     Kwargs,
+    MaxAttempts,
     MaxInstances,
     MisfireGraceTime,
+    PingUrl,
     Priority,
+    RetryDelay,
     RetryOnLoss,
+    SoftTimeLimit,
     TaskName,
+    TimeLimit,
+    check_executor,
+    check_time_limits,
 )
 from app.ledger import Job, Ledger, NewJob
 from app.ledger.jobs import SETTINGS
@@ -79,6 +86,11 @@ class DeletedJob(_Document):
     priority: Priority = 0
     executor: Executor = "default"
     retry_on_loss: RetryOnLoss = False
+    max_attempts: MaxAttempts = 1
+    retry_delay: RetryDelay = 60
+    soft_time_limit: SoftTimeLimit | None = None
+    time_limit: TimeLimit | None = None
+    ping_url: PingUrl | None = None
     is_enabled: bool = True
     is_paused: bool = False
 
@@ -358,6 +370,11 @@ def _plan_default(runtime: Runtime, path: Path, change: DefaultJobChange, job: J
 
 def _plan_own(runtime: Runtime, path: Path, own: OwnJob, job: Job | None, warnings: list[str]) -> _Edit:
     trigger = _checked_trigger(runtime, path, own.id, own.trigger)
+    try:
+        check_time_limits(own.soft_time_limit, own.time_limit)
+        check_executor(own.executor, runtime.settings.celery_broker_url)
+    except ValidationError as error:
+        raise _refused(path, f"job {own.id}", error) from error
     if runtime.tasks.get(own.task) is None:
         warnings.append(f"job {own.id}: this installation has no task {own.task}; its runs will fail until it has")
         kwargs = own.kwargs

@@ -17,11 +17,16 @@ from app.job_fields import (
     JobId,
     JobName,
     Kwargs,
+    MaxAttempts,
     MaxInstances,
     MisfireGraceTime,
+    PingUrl,
     Priority,
+    RetryDelay,
     RetryOnLoss,
+    SoftTimeLimit,
     TaskName,
+    TimeLimit,
 )
 from app.triggers import MAX_EXPRESSION_LENGTH, TRIGGER_TYPES
 
@@ -127,6 +132,11 @@ class JobSettings(TriggerInput):
     priority: Priority = 0
     executor: Executor = "default"
     retry_on_loss: RetryOnLoss = False
+    max_attempts: MaxAttempts = 1
+    retry_delay: RetryDelay = 60
+    soft_time_limit: SoftTimeLimit | None = None
+    time_limit: TimeLimit | None = None
+    ping_url: PingUrl | None = None
     is_enabled: bool = True
 
     def job_fields(self) -> dict[str, Any]:

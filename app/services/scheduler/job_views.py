@@ -59,6 +59,11 @@ class SchedulerJobListItem(BaseModel):
     priority: int
     executor: str
     retry_on_loss: bool
+    max_attempts: int
+    retry_delay: int = Field(description="Seconds before the second attempt")
+    soft_time_limit: int | None = Field(description="Seconds; null: none")
+    time_limit: int | None = Field(description="Seconds; null: none")
+    ping_url: str | None = Field(description="Told of every start and end of a run; null: nobody is")
     is_enabled: bool
     is_paused: bool
     is_active: bool
@@ -135,6 +140,11 @@ def _fields(reading: JobReading, runtime: Runtime, language: str) -> dict[str, A
         "priority": job.priority,
         "executor": job.executor,
         "retry_on_loss": job.retry_on_loss,
+        "max_attempts": job.max_attempts,
+        "retry_delay": job.retry_delay,
+        "soft_time_limit": job.soft_time_limit,
+        "time_limit": job.time_limit,
+        "ping_url": job.ping_url,
         "is_enabled": job.is_enabled,
         "is_paused": job.is_paused,
         "is_active": job.is_active,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.ledger import Run
+from app.repositories.runs_repository import RunReading
 
 
 class RunView(BaseModel):
@@ -35,12 +36,30 @@ class RunView(BaseModel):
     reason: str | None
     error: str | None
     attempt: int
+    max_attempts: int
+    executor: str
+    first_run_id: str | None = Field(description="Of a later attempt, the run that it repeats")
+    not_before: datetime | None = Field(description="Of a later attempt, when it starts at the earliest")
+    cancel_requested_at: datetime | None
+    cancel_requested_by: str | None
 
 
 class RunDetail(RunView):
-    """A run with what its task wrote, at most 64 KiB; empty when it wrote nothing."""
+    """A run with what its task wrote, at most 64 KiB; empty when it wrote nothing. Time limits are seconds."""
 
     log: str
+    soft_time_limit: int | None
+    time_limit: int | None
+    job_exists: bool = Field(description="false: the job is gone for good; a deleted one that can be restored exists")
+    attempts: list[RunView] = Field(description="The other attempts of the same fire, the first one first")
+
+
+class CancelView(RunView):
+    """A run that somebody wants stopped."""
+
+    effect: Literal["cancelled", "requested"] = Field(
+        description="cancelled: it had not started, and will not; requested: it is running and was asked to stop"
+    )
 
 
 class RunPage(BaseModel):
@@ -55,9 +74,22 @@ def run_view(run: Run, zone: ZoneInfo) -> RunView:
     return RunView.model_construct(**_fields(run, zone))
 
 
-def run_detail(run: Run, log: str, zone: ZoneInfo) -> RunDetail:
-    """The same with its log."""
-    return RunDetail.model_construct(**_fields(run, zone), log=log)
+def run_detail(reading: RunReading, zone: ZoneInfo) -> RunDetail:
+    """The same with its log, its limits and its other attempts."""
+    return RunDetail.model_construct(
+        **_fields(reading.run, zone),
+        log=reading.log,
+        soft_time_limit=reading.soft_time_limit,
+        time_limit=reading.time_limit,
+        job_exists=reading.job_exists,
+        attempts=[run_view(run, zone) for run in reading.other_attempts],
+    )
+
+
+def cancel_view(run: Run, zone: ZoneInfo) -> CancelView:
+    """The same of a run as a cancellation left it."""
+    effect = "cancelled" if run.outcome == "cancelled" else "requested"
+    return CancelView.model_construct(**_fields(run, zone), effect=effect)
 
 
 def _fields(run: Run, zone: ZoneInfo) -> dict[str, Any]:
@@ -83,4 +115,10 @@ def _fields(run: Run, zone: ZoneInfo) -> dict[str, Any]:
         "reason": run.reason,
         "error": run.error,
         "attempt": run.attempt,
+        "max_attempts": run.max_attempts,
+        "executor": run.executor,
+        "first_run_id": run.first_run_id,
+        "not_before": local(run.not_before),
+        "cancel_requested_at": local(run.cancel_requested_at),
+        "cancel_requested_by": run.cancel_requested_by,
     }

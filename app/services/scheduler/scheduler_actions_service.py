@@ -6,14 +6,18 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from zoneinfo import ZoneInfo
 
 from app.default_jobs import DefaultJobsError, load_default_jobs
-from app.errors import _N, InternalError, ValidationError
+from app.errors import _N, InternalError, NotFound, ValidationError
 from app.ledger import Job
+from app.ledger.repeats import RepeatedRequest, RepeatKey
 from app.runtime import Runtime, current_runtime
 from app.scheduler import _reload_all_jobs
 from app.services.operations.exports import export_changes
 from app.services.operations.failure import OperationFailed
+from app.services.scheduler.repeated_requests import refuse_repeat
+from app.services.scheduler.run_views import CancelView, cancel_view
 from app.services.scheduler.scheduler_job_write_service import SYSTEM, SchedulerJobWriteService
 from app.services.scheduler.store_failures import store_failures
 
@@ -24,10 +28,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ManualRun:
-    """A run that was asked for: its name, which begins with the job's id, and its id in the ledger."""
+    """A run that was asked for: its name, which begins with the job's id, and its id in the ledger. `replayed`: an
+    earlier request with the same key asked for it."""
 
     manual_job_id: str
     run_id: str
+    replayed: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,40 @@ class SchedulerActionsService:
         """Puts a run of the job on record, to be started at once, and returns its name."""
         return self.start_run(job_id, created_by).manual_job_id
 
-    def start_run(self, job_id: str, created_by: int | str | None = None) -> ManualRun:
-        """The same, with the run's id. NotFound; ValidationError when `max_instances` of it are running."""
-        job = self._load(job_id)
-        with store_failures(_N("执行任务失败")):
-            run = self._ledger.request_run(
-                job_id,
-                SYSTEM if created_by is None else str(created_by),
-                kwargs=self._manual_kwargs(job, created_by),
-            )
+    def start_run(
+        self, job_id: str, created_by: int | str | None = None, *, repeat: RepeatKey | None = None
+    ) -> ManualRun:
+        """The same, with the run's id. NotFound; ValidationError when `max_instances` of it are running.
+
+        `repeat`: a request that was carried out before under this key asks for nothing new; ValidationError when the
+        key came with another request.
+        """
+        try:
+            with store_failures(_N("执行任务失败")):
+                refuse_repeat(self._runtime.jobstore, repeat)
+                job = self._load(job_id)
+                run = self._ledger.request_run(
+                    job_id,
+                    SYSTEM if created_by is None else str(created_by),
+                    kwargs=self._manual_kwargs(job, created_by),
+                    **({} if repeat is None else {"repeat": repeat}),
+                )
+        except RepeatedRequest as earlier:
+            return _manual_run(job_id, earlier.resource, replayed=True)
         logger.info("run %s of job %s was asked for by %s", run.run_id, job_id, run.created_by)
-        return ManualRun(f"{job_id}_manual_{run.run_id}", run.run_id)
+        return _manual_run(job_id, run.run_id)
+
+    def cancel_run(self, run_id: str, by: str = SYSTEM) -> CancelView:
+        """Cancels a run that has not started, asks one that is running to stop, and returns it as it is then.
+
+        NotFound; ValidationError when it has ended already.
+        """
+        with store_failures(_N("取消运行失败")):
+            if "\0" in run_id:
+                raise NotFound(_N("执行记录不存在"))
+            run = self._ledger.cancel_run(run_id, by)
+        logger.info("run %s of job %s was cancelled by %s: %s", run_id, run.job_id, by, run.outcome)
+        return cancel_view(run, ZoneInfo(self._runtime.settings.scheduler_timezone))
 
     def pause(self, job_id: str, by: str = SYSTEM) -> Job:
         """No next run until the job is resumed."""
@@ -120,3 +149,7 @@ class SchedulerActionsService:
         if task is None or not task.takes_manual_context:
             return None
         return {**job.kwargs, "manual_run": True, "created_by": created_by}
+
+
+def _manual_run(job_id: str, run_id: str, *, replayed: bool = False) -> ManualRun:
+    return ManualRun(f"{job_id}_manual_{run_id}", run_id, replayed)

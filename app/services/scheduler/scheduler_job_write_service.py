@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import _N, Forbidden, NotFound, ValidationError
+from app.job_fields import check_executor, check_time_limits
 from app.ledger import Job, NewJob
+from app.ledger.repeats import RepeatedRequest, RepeatKey
 from app.runtime import Runtime, current_runtime
 from app.services.scheduler.job_input import JobChangeInput, JobSettings, NewJobInput, checked
+from app.services.scheduler.repeated_requests import refuse_repeat
 from app.services.scheduler.store_failures import store_failures
 from app.tasks import BUILTIN_TASK_IDS
 from app.triggers import ParsedTrigger, parse_trigger
@@ -21,10 +24,12 @@ SYSTEM = "system"
 
 @dataclass(frozen=True)
 class SavedJob:
-    """A job as it was stored. warnings: (message id, its params), about what was accepted with a change."""
+    """A job as it was stored. warnings: (message id, its params), about what was accepted with a change. replayed: an
+    earlier request with the same key created it."""
 
     job: Job
     warnings: tuple[tuple[str, dict[str, Any]], ...] = ()
+    replayed: bool = False
 
 
 class SchedulerJobWriteService:
@@ -49,15 +54,17 @@ class SchedulerJobWriteService:
         *,
         by: str = SYSTEM,
         if_revision: int | None = None,
+        repeat: RepeatKey | None = None,
     ) -> SavedJob:
         """Changes the job `resource`, or creates an own job when there is none.
 
         The trigger is replaced as a whole; other fields that the payload leaves out keep their values. Nothing
         changes unless all of it can. ValidationError; Forbidden for a job, or a field of it, that cannot be
-        changed; PreconditionFailed when the job is no longer at `if_revision`.
+        changed; PreconditionFailed when the job is no longer at `if_revision`. `repeat`, of a creation: one that was
+        carried out before under this key creates nothing new.
         """
         if resource is None:
-            return self._create(checked(NewJobInput, payload), by)
+            return self._create(checked(NewJobInput, payload), by, repeat)
         return self._change(resource, checked(JobChangeInput, payload), by, if_revision)
 
     def delete(self, resource: Job, by: str = SYSTEM) -> Job:
@@ -77,16 +84,33 @@ class SchedulerJobWriteService:
                 raise NotFound(_N("没有可恢复的任务"))
             return self._ledger.restore_job(job_id, by)
 
-    def _create(self, new: NewJobInput, by: str) -> SavedJob:
+    def _create(self, new: NewJobInput, by: str, repeat: RepeatKey | None) -> SavedJob:
+        try:
+            with store_failures():
+                refuse_repeat(self._runtime.jobstore, repeat)
+                return self._add(new, by, repeat)
+        except RepeatedRequest as earlier:
+            return self._created_before(earlier.resource)
+
+    def _add(self, new: NewJobInput, by: str, repeat: RepeatKey | None) -> SavedJob:
         parsed = self._trigger(new)
         fields = new.job_fields()
         job_id = fields.pop("id", None) or f"{new.task}-{secrets.token_hex(4)}"
         if job_id in BUILTIN_TASK_IDS:
             raise ValidationError(_N("任务 ID 已被占用"), field="id", value=job_id, accepted=_N("未被占用的 ID"))
         fields["kwargs"] = self._runtime.tasks.check_kwargs(new.task, new.kwargs)
-        with store_failures():
-            job = self._ledger.add_job(NewJob(id=job_id, trigger=parsed.spec, **fields), by)
+        self._check_settings(fields)
+        job = self._ledger.add_job(
+            NewJob(id=job_id, trigger=parsed.spec, **fields), by, **({} if repeat is None else {"repeat": repeat})
+        )
         return SavedJob(job, parsed.warnings)
+
+    def _created_before(self, job_id: str) -> SavedJob:
+        with store_failures():
+            job = self._ledger.get_job(job_id, include_deleted=True)
+        if job is None:
+            raise NotFound(_N("任务不存在"))
+        return SavedJob(job, replayed=True)
 
     def _change(self, job: Job, change: JobChangeInput, by: str, if_revision: int | None) -> SavedJob:
         fields = change.job_fields()
@@ -99,11 +123,20 @@ class SchedulerJobWriteService:
             fields["kwargs"] = self._runtime.tasks.check_kwargs(
                 fields.get("task", job.task), fields.get("kwargs", job.kwargs)
             )
+        self._check_settings(fields, job)
         if fields.get("name") == "":
             fields["name"] = job.id
         with store_failures():
             changed = self._ledger.change_job(job.id, {**fields, "trigger": parsed.spec}, by, if_revision=if_revision)
         return SavedJob(changed, parsed.warnings)
+
+    def _check_settings(self, fields: Mapping[str, Any], job: Job | None = None) -> None:
+        """What one field alone does not tell; of a `job`, its fields count that are not given."""
+        if fields.keys() & {"soft_time_limit", "time_limit"}:
+            soft, hard = (fields.get(name, getattr(job, name, None)) for name in ("soft_time_limit", "time_limit"))
+            check_time_limits(soft, hard)
+        if "executor" in fields:
+            check_executor(fields["executor"], self._runtime.settings.celery_broker_url)
 
     def _trigger(self, given: JobSettings, misfire_grace_s: float | None = None) -> ParsedTrigger:
         return parse_trigger(

@@ -49,10 +49,10 @@ class SchedulerJobsReadService:
             next_cursor=shown[-1].job.id if len(readings) > len(shown) else None,
         )
 
-    def get_job(self, job_id: str) -> SchedulerJobDetail:
-        """The job `job_id`; NotFound for one that is not there or is deleted."""
+    def get_job(self, job_id: str, *, include_deleted: bool = False) -> SchedulerJobDetail:
+        """The job `job_id`; NotFound for one that is not there, and for a deleted one unless it is asked for."""
         with store_failures(_N("获取任务详情失败")):
-            reading = self._jobs.get(job_id)
+            reading = self._jobs.get(job_id, include_deleted=include_deleted)
         if reading is None:
             raise NotFound(_N("任务不存在"))
         return job_detail(reading, self._runtime, self._language)

@@ -42,12 +42,12 @@ class SchedulerRunsReadService:
         )
 
     def get_run(self, run_id: str) -> RunDetail:
-        """The run `run_id` with the log of its task; NotFound when it is not on record."""
+        """The run `run_id` with its log and the other attempts of its fire; NotFound when it is not on record."""
         with store_failures(_N("获取执行记录失败")):
             reading = self._runs.get(run_id)
         if reading is None:
             raise NotFound(_N("执行记录不存在"))
-        return run_detail(reading.run, reading.log, self._zone(reading.timezone))
+        return run_detail(reading, self._zone(reading.timezone))
 
     def _zone(self, name: str | None) -> ZoneInfo:
         return job_zone({"timezone": name}, self._runtime.settings.scheduler_timezone)

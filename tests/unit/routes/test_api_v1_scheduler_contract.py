@@ -35,6 +35,7 @@ DETAIL_FIELDS = {
 RUN_FIELDS = {
     *("run_id", "job_id", "task", "kind", "scheduled_for", "node", "created_by", "started_at"),
     *("finished_at", "lateness_ms", "duration_ms", "outcome", "reason", "error", "attempt"),
+    *("executor", "max_attempts", "first_run_id", "not_before", "cancel_requested_at", "cancel_requested_by"),
 }
 ROUTES = [
     ("GET", "/jobs", "view"),
@@ -50,6 +51,7 @@ ROUTES = [
     ("POST", "/jobs/actions/reload", "admin"),
     ("GET", "/jobs/sync_accounts/history", "view"),
     ("GET", f"/runs/{'0' * 32}", "view"),
+    ("POST", f"/runs/{'0' * 32}/actions/cancel", "admin"),
     ("POST", "/triggers/preview", "view"),
     ("GET", "/tasks", "view"),
     ("GET", "/status", "view"),

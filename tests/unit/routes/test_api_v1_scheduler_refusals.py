@@ -131,6 +131,30 @@ def test_an_unknown_action_is_400(api: FlaskClient, body: dict[str, Any]) -> Non
         ({"priority": 1.5}, "priority"),
         ({"coalesce": "yes"}, "coalesce"),
         ({"executor": "celery"}, "executor"),
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"max_attempts": 21}, "max_attempts"),
+        ({"max_attempts": "3"}, "max_attempts"),
+        ({"max_attempts": None}, "max_attempts"),
+        ({"retry_delay": 0}, "retry_delay"),
+        ({"retry_delay": 86_401}, "retry_delay"),
+        ({"retry_delay": 1.5}, "retry_delay"),
+        ({"soft_time_limit": 0}, "soft_time_limit"),
+        ({"soft_time_limit": 604_801}, "soft_time_limit"),
+        ({"soft_time_limit": "60"}, "soft_time_limit"),
+        ({"time_limit": -1}, "time_limit"),
+        ({"time_limit": 10**30}, "time_limit"),
+        ({"time_limit": True}, "time_limit"),
+        ({"soft_time_limit": 60, "time_limit": 60}, "soft_time_limit"),
+        ({"soft_time_limit": 61, "time_limit": 60}, "soft_time_limit"),
+        ({"ping_url": ""}, "ping_url"),
+        ({"ping_url": "hc.example/ping"}, "ping_url"),
+        ({"ping_url": "ftp://hc.example/ping"}, "ping_url"),
+        ({"ping_url": "https://"}, "ping_url"),
+        ({"ping_url": "https://hc.example/a b"}, "ping_url"),
+        ({"ping_url": "https://hc.example/\n"}, "ping_url"),
+        ({"ping_url": "https://hc.example:99999/"}, "ping_url"),
+        ({"ping_url": "https://hc.example/" + "x" * 2000}, "ping_url"),
+        ({"ping_url": ["https://hc.example/"]}, "ping_url"),
         ({"name": "x" * 256}, "name"),
         ({"name": None}, "name"),
         ({"source": "builtin"}, "source"),
@@ -204,9 +228,41 @@ def test_bad_filters_of_the_history_are_400(api: FlaskClient, query: str) -> Non
     assert refusal(api.get(f"{JOBS}/sync_accounts/history?{query}")) == (400, "VALIDATION_ERROR")
 
 
-@pytest.mark.parametrize("run_id", ["x", "0" * 32, "%00", "任务"])
+@pytest.mark.parametrize("run_id", ["x", "0" * 32, "%00", "任务", "x" * 3000])
 def test_an_unknown_run_is_404(api: FlaskClient, run_id: str) -> None:
     assert refusal(api.get(f"{S}/runs/{run_id}")) == (404, "NOT_FOUND")
+    assert refusal(api.post(f"{S}/runs/{run_id}/actions/cancel")) == (404, "NOT_FOUND")
+
+
+def test_a_refused_pair_of_limits_names_both(api: FlaskClient) -> None:
+    body = {"task": "note", "kwargs": {"path": "/dev/null"}, "trigger_type": "cron", "hour": 1}
+    answer = api.post(JOBS, json={**body, "soft_time_limit": 90, "time_limit": 60}, headers={"Accept-Language": "en"})
+    refused = answer.get_json()
+    assert "soft_time_limit (90 s)" in refused["message"]
+    assert "time_limit (60 s)" in refused["message"]
+    assert refused["context"].items() >= {"field": "soft_time_limit", "value": 90, "time_limit": 60}.items()
+
+
+def test_the_fleet_is_refused_where_there_is_none(api: FlaskClient) -> None:
+    answer = api.put(f"{JOBS}/mine", json={"trigger_type": "cron", "hour": 6, "executor": "celery"})
+    assert refusal(answer) == (400, "VALIDATION_ERROR")
+    assert "CELERY_BROKER_URL" in answer.get_json()["message"]
+    assert answer.get_json()["context"]["accepted"] == ["default", "process"]
+
+
+@pytest.mark.parametrize(
+    "key", ["", "x" * 256, "a b", "a\tb", "schl\u00fcssel", "鲸".encode().decode("latin-1"), "\x7f"]
+)
+def test_a_bad_idempotency_key_is_400(api: FlaskClient, key: str) -> None:
+    own = {"task": "note", "kwargs": {"path": "/dev/null"}, "trigger_type": "cron", "hour": 1}
+    for path, body in [
+        ("/jobs", own),
+        ("/jobs/mine/actions/run", None),
+        ("/jobs/mine/action", {"action": "trigger"}),
+    ]:
+        answer = api.post(S + path, json=body, headers={"Idempotency-Key": key})
+        assert refusal(answer) == (400, "VALIDATION_ERROR"), path
+        assert answer.get_json()["context"]["field"] == "Idempotency-Key"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from app.ledger import Job, NewJob
+from app.ledger.jobs import SETTINGS
 from app.runtime import Runtime
 from app.services.operations.exports import apply_export, export_changes, find_export, read_export
 from app.services.operations.failure import OperationFailed
@@ -34,6 +35,11 @@ def change_everything(runtime: Runtime) -> None:
             kwargs={"retention_days": 7},
             max_instances=3,
             misfire_grace_time=60,
+            max_attempts=4,
+            retry_delay=7,
+            soft_time_limit=50,
+            time_limit=55,
+            ping_url="https://hc.example/ping/1",
         ),
         "1",
     )
@@ -44,7 +50,7 @@ def change_everything(runtime: Runtime) -> None:
 
 def seen(runtime: Runtime) -> dict[str, dict[str, Any]]:
     """What an export must bring back, of every job."""
-    names = ("task", "name", "trigger", "kwargs", "is_enabled", "is_paused", "max_instances", "misfire_grace_time")
+    names = ("trigger", "is_enabled", "is_paused", *SETTINGS)
     found: dict[str, dict[str, Any]] = {}
     for job_id in ("sync_accounts", "purge_run_history", "copy_report", "日报", "given_up"):
         job = runtime.ledger.get_job(job_id)
@@ -128,6 +134,19 @@ def test_paused_job_has_no_next_run_after_apply(with_defaults: Runtime) -> None:
     assert changed.overrides == ("trigger",)
 
 
+def test_what_an_export_leaves_out_is_cleared(with_defaults: Runtime) -> None:
+    """An own job is brought to the exported state, also where that is: no limit, no ping."""
+    with_defaults.ledger.add_job(NewJob(id="plain", task="purge_run_history", trigger=EVERY_NIGHT), "1")
+    path = export_changes(with_defaults, "manual")
+    with_defaults.ledger.change_job(
+        "plain", {"time_limit": 9, "ping_url": "https://hc.example/", "max_attempts": 3}, "1"
+    )
+    assert apply_export(with_defaults, path, by="test").changed == ("plain",)
+    plain = with_defaults.ledger.get_job("plain")
+    assert plain is not None
+    assert (plain.time_limit, plain.ping_url, plain.max_attempts) == (None, None, 1)
+
+
 def test_dry_run_changes_nothing(with_defaults: Runtime) -> None:
     change_everything(with_defaults)
     path = export_changes(with_defaults, "reset")
@@ -163,7 +182,11 @@ def document(**sections: Any) -> dict[str, Any]:
         (document(surplus=1), "surplus"),
         (document(own_jobs=[own(max_instances=11)]), r"own_jobs.0 \(mine\).max_instances"),
         (document(own_jobs=[own(max_instances="2")]), r"own_jobs.0 \(mine\).max_instances"),
-        (document(own_jobs=[own(executor="celery")]), r"own_jobs.0 \(mine\).executor"),
+        (document(own_jobs=[own(executor="celery")]), "job mine: executor holds 'celery'; accepted: default, process"),
+        (document(own_jobs=[own(executor="rocket")]), r"own_jobs.0 \(mine\).executor"),
+        (document(own_jobs=[own(max_attempts=21)]), r"own_jobs.0 \(mine\).max_attempts"),
+        (document(own_jobs=[own(ping_url="no address")]), r"own_jobs.0 \(mine\).ping_url"),
+        (document(own_jobs=[own(soft_time_limit=9, time_limit=9)]), "job mine: soft_time_limit holds 9.*time_limit"),
         (document(own_jobs=[own(id="a b")]), r"own_jobs.0 \(a b\).id"),
         (document(own_jobs=[own(), own()]), "mine is named twice"),
         (document(own_jobs=[own(trigger={"type": "sometimes"})]), "job mine: trigger: type holds 'sometimes'"),
