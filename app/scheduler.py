@@ -10,6 +10,7 @@ from functools import partial
 from flask import Flask, has_app_context
 from sqlalchemy import Engine, inspect
 
+from app.alerts import Delivery
 from app.default_jobs import load_default_jobs
 from app.ledger import Ending, LedgerScheduler, ReloadReport, Ticket, capture, execute
 from app.runtime import Runtime, current_runtime, runtime_of
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _process_runtime: Runtime | None = None
 """The runtime whose scheduler runs in this process: for whoever asks outside an application context."""
+_process_delivery: Delivery | None = None
+"""What this process's scheduler sends to the outside."""
 
 
 def get_scheduler() -> LedgerScheduler | None:
@@ -50,7 +53,7 @@ def start_scheduler(app: Flask) -> LedgerScheduler:
     Raises DefaultJobsError for an invalid file, and what the store raises: a process that should run a
     scheduler and cannot must not go on without.
     """
-    global _process_runtime  # noqa: PLW0603 - a process has one scheduler
+    global _process_runtime, _process_delivery  # noqa: PLW0603 - a process has one scheduler
     runtime = runtime_of(app)
     settings = runtime.settings
     _report_old_store(runtime.jobstore)
@@ -69,26 +72,36 @@ def start_scheduler(app: Flask) -> LedgerScheduler:
         processes=os.cpu_count() or 1,
         lost_after_s=settings.lost_after_s,
         locks_dir=settings.userdata_dir / "locks",
-        prepare_child=partial(_prepare_child, settings),
-        run_in_child=_run_in_child,
+        run_in_child=partial(_run_in_child, settings),
     )
     scheduler.start()
     runtime.scheduler = scheduler
     _process_runtime = runtime
+    _process_delivery = Delivery(
+        runtime.jobstore,
+        webhook_url=settings.alert_webhook_url,
+        life_sign_url=settings.scheduler_ping_url,
+        health=scheduler.health,
+        node=settings.node_name,
+    )
+    _process_delivery.start()
     atexit.register(stop_scheduler)
     return scheduler
 
 
 def stop_scheduler() -> None:
     """The orderly stop of this process's scheduler: drains up to DRAIN_SECONDS. Does nothing where none runs."""
-    global _process_runtime
+    global _process_runtime, _process_delivery
     runtime, _process_runtime = _process_runtime, None
+    delivery, _process_delivery = _process_delivery, None
     if runtime is None or runtime.scheduler is None:
         return
     atexit.unregister(stop_scheduler)
     # It stays in the runtime: a request that is still served must not be told that this process runs none.
     if not runtime.scheduler.stop(runtime.settings.drain_s):
         logger.warning("some runs did not end within %s s and are called lost", runtime.settings.drain_s)
+    if delivery is not None:  # after the drain, whose runs have alerts and pings of their own
+        delivery.stop()
 
 
 def _reload_all_jobs(runtime: Runtime | None = None, by: str = "system") -> ReloadReport:
@@ -112,19 +125,19 @@ def _report_old_store(jobstore: Engine) -> None:
 _child_app: Flask | None = None
 
 
-def _prepare_child(settings: Settings) -> None:
-    """Builds the app of a child process, which runs tasks and nothing else."""
-    global _child_app  # noqa: PLW0603 - a pool's process keeps its app over many runs
-    from app import create_app  # noqa: PLC0415 - create_app starts the scheduler, so it imports this module
+def _run_in_child(settings: Settings, ticket: Ticket) -> Ending:
+    """Runs a started run in a child process, whose app is built for its first run."""
+    global _child_app  # noqa: PLW0603 - the process keeps its app over many runs
+    if _child_app is None:
+        from app import create_app  # noqa: PLC0415 - create_app starts the scheduler, so it imports this module
 
-    _child_app = create_app(settings, init_scheduler_on_start=False)
-    capture.install()
-
-
-def _run_in_child(ticket: Ticket) -> Ending:
-    """Runs a started run in a child process."""
-    app = _child_app
-    if app is None:
-        raise RuntimeError("the process was not prepared")
-    runtime = runtime_of(app)
-    return execute(ticket, node=runtime.settings.node_name, resolve=runtime.tasks.get, context=app.app_context)
+        _child_app = create_app(settings, init_scheduler_on_start=False)
+        capture.install()
+    runtime = runtime_of(_child_app)
+    return execute(
+        ticket,
+        node=runtime.settings.node_name,
+        resolve=runtime.tasks.get,
+        context=_child_app.app_context,
+        alarm=True,
+    )

@@ -20,6 +20,8 @@ from zoneinfo import ZoneInfo
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.web_address import web_address
+
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 SECRET_NAMES = ("SECRET_KEY", "ADMIN_PASSWORD", "API_TOKEN")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -54,6 +56,8 @@ class Settings:
     secret_key: str | None = field(repr=False)
     admin_password: str | None = field(repr=False)
     api_token: str | None = field(repr=False)
+    alert_webhook_url: str | None = field(repr=False)  # where alerts are posted
+    scheduler_ping_url: str | None = field(repr=False)  # the scheduler's own dead-man ping
     trusted_proxies: tuple[str, ...]
     scheduler_threads: int  # threads of the executor `default`
     lost_after_s: float  # silence of a node after which its running runs are called lost
@@ -86,6 +90,8 @@ class Settings:
             secret_key=secrets["SECRET_KEY"],
             admin_password=secrets["ADMIN_PASSWORD"],
             api_token=secrets["API_TOKEN"],
+            alert_webhook_url=reader.web_address("ALERT_WEBHOOK_URL"),
+            scheduler_ping_url=reader.web_address("SCHEDULER_PING_URL"),
             trusted_proxies=reader.networks("TRUSTED_PROXIES"),
             scheduler_threads=reader.whole("SCHEDULER_THREADS", 64, 1, 1024),
             lost_after_s=reader.seconds("LOST_AFTER_SECONDS", 30.0, 3.0, 86_400.0),
@@ -211,6 +217,25 @@ class _Reader:
                 raise SettingsError(name, _shown_url(value), STORE_URLS_ACCEPTED)
             return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         raise SettingsError(name, _shown_url(value), STORE_URLS_ACCEPTED)
+
+    def web_address(self, name: str) -> str | None:
+        """An http or https address, or what the file of NAME_FILE holds. It may hold a token: no error repeats it."""
+        value, file = self.text(name, ""), self.text(f"{name}_FILE", "")
+        if file:
+            if value:
+                raise SettingsError(f"{name}_FILE", file, f"only one of {name} and {name}_FILE")
+            try:
+                value = Path(file).read_text(encoding="utf-8").strip()
+            except (OSError, ValueError):
+                value = ""
+            if not value:
+                raise SettingsError(f"{name}_FILE", file, "a readable, non-empty file")
+        if not value:
+            return None
+        try:
+            return web_address(value)
+        except ValueError as error:
+            raise SettingsError(name, "***", str(error)) from None
 
     def secrets(self) -> tuple[dict[str, str | None], dict[str, str]]:
         """The secrets by name, and what is wrong with the files of those that could not be read."""

@@ -1,0 +1,9 @@
+"""Alerts and dead-man pings: what the ledger wrote into the outbox is sent, at least once.
+
+`outbox` takes rows and settles them, `letters` makes a request of a row, `post` sends it and judges the answer,
+`sender` is the thread that does so, `life_sign` the scheduler's own ping. Nothing here is imported by the ledger.
+"""
+
+from app.alerts.delivery import Delivery
+
+__all__ = ["Delivery"]
