@@ -1,4 +1,5 @@
-"""Gunicorn for web: pages and the business API. Settings of this file: WEB_CONCURRENCY, GUNICORN_WORKER_TMP_DIR."""
+"""Gunicorn for web: pages and the business API. Settings of this file: WEB_CONCURRENCY, GUNICORN_WORKER_TMP_DIR,
+LISTEN_ADDRESS."""
 
 import gc
 import os
@@ -23,8 +24,10 @@ def worker_count() -> int:
 
 
 proc_name = "whalefall-web"
-# Only nginx, in the same container, reaches it.
-bind = ["127.0.0.1:5001"]
+# Bound where only nginx reaches it: in its own container, or (the image whalefall/app sets the variable) on the compose
+# network, which publishes none of it.
+listen_address = os.environ.get("LISTEN_ADDRESS") or "127.0.0.1"
+bind = [f"{listen_address}:5001"]
 workers = worker_count()
 worker_class = "gthread"
 threads = 4
@@ -41,8 +44,9 @@ limit_request_line = 4094
 limit_request_fields = 100
 limit_request_field_size = 8190
 
-# nginx sets one header and drops what clients claim; nobody else can connect.
-forwarded_allow_ips = "127.0.0.1"
+# nginx sets one header and drops what clients claim; nobody else can connect. In a container of its own nginx has an
+# address that changes.
+forwarded_allow_ips = "127.0.0.1" if listen_address == "127.0.0.1" else "*"
 secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}
 forwarder_headers = ""
 

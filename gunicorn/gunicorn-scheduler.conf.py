@@ -1,7 +1,7 @@
 """Gunicorn for the scheduler: APScheduler and /api/v1/scheduler/**, in exactly one worker.
 
 The number of workers is fixed here and does not read WEB_CONCURRENCY. Settings of this file: DRAIN_SECONDS,
-GUNICORN_WORKER_TMP_DIR.
+GUNICORN_WORKER_TMP_DIR, LISTEN_ADDRESS.
 """
 
 import os
@@ -33,8 +33,10 @@ def drain_seconds() -> float:
 
 
 proc_name = "whalefall-scheduler"
-# Only nginx, in the same container, reaches it.
-bind = ["127.0.0.1:5002"]
+# Bound where only nginx reaches it: in its own container, or (the image whalefall/app sets the variable) on the compose
+# network, which publishes none of it.
+listen_address = os.environ.get("LISTEN_ADDRESS") or "127.0.0.1"
+bind = [f"{listen_address}:5002"]
 workers = 1
 # gthread: its main loop sends the heartbeat, however long a request takes.
 worker_class = "gthread"
@@ -56,8 +58,9 @@ limit_request_line = 4094
 limit_request_fields = 100
 limit_request_field_size = 8190
 
-# nginx sets one header and drops what clients claim; nobody else can connect.
-forwarded_allow_ips = "127.0.0.1"
+# nginx sets one header and drops what clients claim; nobody else can connect. In a container of its own nginx has an
+# address that changes.
+forwarded_allow_ips = "127.0.0.1" if listen_address == "127.0.0.1" else "*"
 secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}
 forwarder_headers = ""
 

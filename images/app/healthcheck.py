@@ -1,7 +1,9 @@
 """Exit 0 when this container does its work; else say why not and exit 1.
 
-Asks the two processes themselves through nginx, so that a broken route is seen too. Plain sockets: this runs every
-few seconds, and an HTTP library would triple its cost.
+    healthcheck.py             the one container: web and scheduler through its nginx, so that a broken route is seen too
+    healthcheck.py PORT PATH   a process of this container, asked directly
+
+Plain sockets: this runs every few seconds, and an HTTP library would triple its cost.
 """
 
 import os
@@ -9,14 +11,15 @@ import socket
 import sys
 
 TIMEOUT_S = 4.0  # below the health check's own, so that the reason is reported and not cut off
+NGINX = 8080
 READY = ("/api/v1/health/ready", "/api/v1/scheduler/health/ready")
 # A surplus machine: no scheduler turns here on purpose, and readiness would ask for one.
 ALIVE = ("/api/v1/health/live",)
 
 
-def get(path: str) -> tuple[bool, str]:
+def get(port: int, path: str) -> tuple[bool, str]:
     """Whether GET `path` answers 200, and the answer's first line with its body."""
-    with socket.create_connection(("127.0.0.1", 8080), timeout=TIMEOUT_S) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as connection:
         connection.sendall(
             f"GET {path} HTTP/1.0\r\nHost: localhost\r\nUser-Agent: whalefall-healthcheck\r\n\r\n".encode()
         )
@@ -28,13 +31,20 @@ def get(path: str) -> tuple[bool, str]:
     return line.split(" ")[1:2] == ["200"], f"{line}: {body[:400]}"
 
 
-def problem() -> str | None:
-    """What is wrong, in one line; None when nothing is."""
+def asked() -> list[tuple[int, str]]:
+    """Ports and paths that must answer 200."""
+    if len(sys.argv) == 3:
+        return [(int(sys.argv[1]), sys.argv[2])]
     # The same words as in app/settings.py.
     enabled = os.environ.get("ENABLE_SCHEDULER", "true").strip().lower() in {"true", "1", "yes"}
-    for path in READY if enabled else ALIVE:
+    return [(NGINX, path) for path in (READY if enabled else ALIVE)]
+
+
+def problem() -> str | None:
+    """What is wrong, in one line; None when nothing is."""
+    for port, path in asked():
         try:
-            healthy, answer = get(path)
+            healthy, answer = get(port, path)
         except OSError as error:
             healthy, answer = False, str(error)
         if not healthy:

@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
-# Starts the one container: checks what would fail later without a clear word, then becomes supervisord.
+# Becomes supervisord, which runs the programs of the one container.
 set -Eeuo pipefail
-
-readonly DATA=/app/userdata
 
 refuse() {
   echo "[entrypoint] $*" >&2
@@ -10,10 +8,6 @@ refuse() {
 }
 
 main() {
-  [[ $# -eq 0 ]] || exec "$@"
-
-  [[ -w $DATA ]] || refuse "$DATA is not writable for user $(id -u): run 'chown -R $(id -u):$(id -g)' on the folder or volume that is mounted there"
-
   # The same words as in app/settings.py; supervisord's own idea of true is wider.
   case ${ENABLE_SCHEDULER-true} in
     [Tt][Rr][Uu][Ee] | 1 | [Yy][Ee][Ss]) export SCHEDULER_AUTOSTART=true ;;

@@ -2,13 +2,11 @@
 # Writes the part of nginx's configuration that depends on the environment, then becomes nginx.
 #   start-nginx.sh          run
 #   start-nginx.sh --check  check the configuration and exit (at build)
-# Reads ENABLE_SCHEDULER (as SCHEDULER_AUTOSTART from entrypoint.sh), TRUSTED_PROXIES, and whether a certificate is
-# mounted at /etc/nginx/tls.
+# Reads UPSTREAMS (containers: web and scheduler are in containers of their own; set by the image), SCHEDULER_AUTOSTART
+# (ENABLE_SCHEDULER in start-programs.sh's words), TRUSTED_PROXIES, and whether a certificate is mounted at /etc/nginx/tls.
 set -Eeuo pipefail
 
 readonly GENERATED=/run/whalefall/nginx
-readonly WEB=127.0.0.1:5001
-readonly SCHEDULER=127.0.0.1:5002
 readonly CERTIFICATE=/etc/nginx/tls/tls.crt
 readonly CERTIFICATE_KEY=/etc/nginx/tls/tls.key
 
@@ -17,23 +15,24 @@ refuse() {
   exit 1
 }
 
-# Both upstreams; without a scheduler program its routes go to web, which answers 409 by contract.
+# Where web and scheduler are: nginx/upstreams/.
 write_upstreams() {
-  local scheduler=$SCHEDULER
-  [[ ${SCHEDULER_AUTOSTART:-true} == true ]] || scheduler=$WEB
-  local name address
-  for name in web scheduler; do
-    address=$WEB
-    [[ $name == web ]] || address=$scheduler
-    # Idle connections end here before Gunicorn (keepalive 30 s) ends them: no request meets a closed one.
-    cat <<EOT
-upstream whalefall_$name {
-    server $address max_fails=0;
-    keepalive 16;
-    keepalive_timeout 20s;
+  local scheduler=whalefall_scheduler
+  if [[ ${UPSTREAMS-} == containers ]]; then
+    echo "include /etc/nginx/upstreams/containers.conf;"
+    return
+  fi
+  # Without a scheduler program its routes go to web, which answers 409 by contract.
+  [[ ${SCHEDULER_AUTOSTART:-true} == true ]] || scheduler=whalefall_web
+  cat <<EOT
+include /etc/nginx/upstreams/one_container.conf;
+map "" \$web_upstream {
+    default whalefall_web;
+}
+map "" \$scheduler_upstream {
+    default $scheduler;
 }
 EOT
-  done > "$GENERATED/upstreams.conf"
 }
 
 write_trusted_proxies() {
@@ -68,7 +67,7 @@ write_https_server() {
 
 main() {
   mkdir -p "$GENERATED"
-  write_upstreams
+  write_upstreams > "$GENERATED/upstreams.conf"
   TRUSTED_PROXIES=${TRUSTED_PROXIES-} write_trusted_proxies
   write_https_server
   if [[ ${1-} == --check ]]; then

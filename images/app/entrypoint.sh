@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The beginning of every container of the app: checks what would fail later without a clear word, then becomes the
+# command.
+set -Eeuo pipefail
+
+readonly DATA=/app/userdata
+
+main() {
+  if [[ ! -w $DATA ]]; then
+    echo "[entrypoint] $DATA is not writable for user $(id -u): run 'chown -R $(id -u):$(id -g)' on the folder or volume that is mounted there" >&2
+    exit 1
+  fi
+  exec "$@"
+}
+
+main "$@"
