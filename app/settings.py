@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
 from zoneinfo import ZoneInfo
 
 from sqlalchemy.engine import URL, make_url
@@ -24,6 +25,8 @@ from app.web_address import web_address
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 SECRET_NAMES = ("SECRET_KEY", "ADMIN_PASSWORD", "API_TOKEN")
+PASSWORD_NAMES = ("POSTGRES_PASSWORD", "BROKER_PASSWORD")
+"""Put into the URLs of PostgreSQL stores and of the broker that hold none; needed only where a server asks for one."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 STORE_URLS_ACCEPTED = (
     "sqlite:////absolute/path.db (a file, never memory) or postgresql+psycopg://user:password@host/name"
@@ -70,6 +73,11 @@ class Settings:
     werkzeug_run_main: bool  # set by Flask's reloader in its child process
     secret_problems: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    @property
+    def locks_dir(self) -> Path:
+        """Where the living processes on this volume hold their lock files."""
+        return self.userdata_dir / "locks"
+
     @classmethod
     def load(cls, env: Mapping[str, str] | None = None) -> Settings:
         """Read the environment (or the given mapping); SettingsError on the first bad value."""
@@ -78,15 +86,15 @@ class Settings:
         secrets, problems = reader.secrets()
         return cls(
             enable_scheduler=_enabled(reader.env.get("ENABLE_SCHEDULER", "true")),
-            jobstore_url=reader.store_url("JOBSTORE_URL", userdata / "scheduler.db"),
-            database_url=reader.store_url("DATABASE_URL", userdata / "whalefall.db"),
+            jobstore_url=reader.store_url("JOBSTORE_URL", userdata / "scheduler.db", secrets["POSTGRES_PASSWORD"]),
+            database_url=reader.store_url("DATABASE_URL", userdata / "whalefall.db", secrets["POSTGRES_PASSWORD"]),
             scheduler_timezone=reader.timezone("SCHEDULER_TIMEZONE", "Asia/Shanghai"),
             userdata_dir=userdata,
             tasks_dir=reader.path("TASKS_DIR", userdata / "tasks"),
             scheduler_tasks_file=reader.path(
                 "SCHEDULER_TASKS_FILE", PROJECT_ROOT / "app" / "config" / "scheduler_tasks.yaml"
             ),
-            celery_broker_url=reader.text("CELERY_BROKER_URL", ""),
+            celery_broker_url=reader.broker_url("CELERY_BROKER_URL", secrets["BROKER_PASSWORD"]),
             secret_key=secrets["SECRET_KEY"],
             admin_password=secrets["ADMIN_PASSWORD"],
             api_token=secrets["API_TOKEN"],
@@ -107,9 +115,9 @@ class Settings:
 
     def require_secrets(self) -> None:
         """Raise SettingsError naming the first secret that is missing."""
+        for name, file in self.secret_problems.items():
+            raise SettingsError(f"{name}_FILE", file, "a readable, non-empty file")
         for name in SECRET_NAMES:
-            if name in self.secret_problems:
-                raise SettingsError(f"{name}_FILE", self.secret_problems[name], "a readable, non-empty file")
             if not getattr(self, name.lower()):
                 raise SettingsError(
                     name,
@@ -127,6 +135,15 @@ def _shown_url(value: str) -> str:
     """The URL without user, password and options, for an error line."""
     without_options = re.sub(r"\?.*", "?***", value, flags=re.DOTALL)
     return re.sub(r"^(\w[\w+.-]*://)?.*@", r"\1***@", without_options, flags=re.DOTALL)
+
+
+def _with_password(url: str, password: str | None) -> str:
+    # Not by SQLAlchemy's URL: it would lose the double slash of RabbitMQ's default virtual host.
+    parts = urlsplit(url)
+    if not password or not parts.netloc or parts.password:
+        return url
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.rstrip(':')}:{quote(password, safe='')}@{host}"))
 
 
 class _Reader:
@@ -199,8 +216,9 @@ class _Reader:
             raise SettingsError(name, value, "1 to 64 letters, digits, '.', '_' or '-'")
         return value
 
-    def store_url(self, name: str, default_file: Path) -> str:
-        """The store's URL with its driver; a relative SQLite file counts from the project's root."""
+    def store_url(self, name: str, default_file: Path, password: str | None) -> str:
+        """The store's URL with its driver; a relative SQLite file counts from the project's root, and a PostgreSQL
+        user without a password gets the given one."""
         value = self.text(name, "")
         if not value:
             return _sqlite_url(default_file)
@@ -215,8 +233,13 @@ class _Reader:
         if url.drivername in {"postgres", "postgresql", "postgresql+psycopg"}:
             if not url.database:
                 raise SettingsError(name, _shown_url(value), STORE_URLS_ACCEPTED)
-            return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+            url = url.set(drivername="postgresql+psycopg", password=url.password or password)
+            return url.render_as_string(hide_password=False)
         raise SettingsError(name, _shown_url(value), STORE_URLS_ACCEPTED)
+
+    def broker_url(self, name: str, password: str | None) -> str:
+        """The broker's URL, or several with ';' between them; those without a password get the given one."""
+        return ";".join(_with_password(url, password) for url in self.text(name, "").split(";"))
 
     def web_address(self, name: str) -> str | None:
         """An http or https address, or what the file of NAME_FILE holds. It may hold a token: no error repeats it."""
@@ -241,7 +264,7 @@ class _Reader:
         """The secrets by name, and what is wrong with the files of those that could not be read."""
         values: dict[str, str | None] = {}
         problems: dict[str, str] = {}
-        for name in SECRET_NAMES:
+        for name in SECRET_NAMES + PASSWORD_NAMES:
             values[name] = self.env.get(name) or None
             file = self.text(f"{name}_FILE", "")
             if not file:
