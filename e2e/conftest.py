@@ -31,9 +31,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def private_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
-    """Make a started stack of the test's own: `private_stack(WEB_CONCURRENCY="4")`."""
+    """Make a started stack of the test's own: `private_stack(shape="ha", scale={"web": 1}, WEB_CONCURRENCY="4")`."""
     with ExitStack() as made:
-        yield lambda **environment: made.enter_context(running_stack(tmp_path_factory, **environment))
+        yield lambda **options: made.enter_context(running_stack(tmp_path_factory, **options))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from e2e.harness.stack import COMPOSE_FILES, ROOT, Stack
+from e2e.harness.stack import ROOT, Stack
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def environment_of(stack: Stack) -> dict[str, str]:
     return {key: os.environ[key] for key in passed if key in os.environ} | {
         "E2E_FOLDER": str(stack.folder),
         "COMPOSE_PROJECT_NAME": stack.name,
-        "COMPOSE_FILE": ":".join(str(ROOT / file) for file in COMPOSE_FILES),
+        "COMPOSE_FILE": ":".join(str(ROOT / file) for file in stack.compose_files),
         "HTTP_PORT": str(stack.port),
         **stack.environment,
     }

@@ -27,9 +27,16 @@ from e2e.harness.oracle import FINAL, Start, Verdict, judge, parse_moment, read_
 from e2e.harness.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
+Shape = Literal["prod", "split", "ha"]
+#: The one service of the shape `prod`.
 SERVICE = "whalefall"
-COMPOSE_FILES = ("compose/docker-compose.prod.yml", "compose/docker-compose.e2e.yml")
+COMPOSE_FILES: Mapping[Shape, tuple[str, str]] = {
+    "prod": ("compose/docker-compose.prod.yml", "compose/docker-compose.e2e.yml"),
+    "split": ("compose/docker-compose.split.yml", "compose/docker-compose.e2e-split.yml"),
+    "ha": ("compose/docker-compose.ha.yml", "compose/docker-compose.e2e-ha.yml"),
+}
 SECRETS = ("secret_key", "admin_password", "api_token")
+STORE_SECRETS = ("postgres_password", "valkey_password")
 #: From `up` to the first healthy answer, with images built; generous, because the tests share two cores.
 START_DEADLINE = 90.0
 
@@ -84,11 +91,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_stack(factory: pytest.TempPathFactory, **environment: str) -> Iterator[Stack]:
-    """A started stack that is removed in the end; `environment` as a user would set it in `.env`."""
+def running_stack(
+    factory: pytest.TempPathFactory,
+    shape: Shape = "prod",
+    scale: Mapping[str, int] | None = None,
+    **environment: str,
+) -> Iterator[Stack]:
+    """A started stack that is removed in the end; `environment` as a user would set it in `.env`; `scale` says how
+    many containers of a service there are, where it is not the shape's own number."""
     # The pid keeps two test sessions on one engine apart.
     name = f"whalefall-e2e-{os.getpid()}-{next(_numbers)}"
-    stack = Stack(name, factory.mktemp(name, numbered=False), environment)
+    stack = Stack(name, factory.mktemp(name, numbered=False), environment, shape=shape, scale=scale)
     try:
         stack.start()
         yield stack
@@ -97,22 +110,34 @@ def running_stack(factory: pytest.TempPathFactory, **environment: str) -> Iterat
 
 
 class Stack:
-    """One deployment of the one-container shape, with the oracle's tasks and log mounted into it."""
+    """One deployment of any shape, with the oracle's tasks and log mounted into it."""
 
     #: Every stack that is up in this test session, for the evidence of a failing test.
     alive: list[Stack] = []  # noqa: RUF012 - shared on purpose
 
-    def __init__(self, name: str, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        shape: Shape = "prod",
+        scale: Mapping[str, int] | None = None,
+    ) -> None:
         """`name` is the compose project; `folder` is empty and holds its log and secrets; `environment`
-        sets further variables of the stack, as a user would in `.env`."""
+        sets further variables of the stack, as a user would in `.env`; `scale`: containers of a service."""
         self.name = name
+        self.shape = shape
+        self.scale = dict(scale or {})
+        self.compose_files = COMPOSE_FILES[shape]
         self.folder = folder
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.environment = dict(environment or {})
         self.docker = docker.from_env()
         self.config_shown = False
-        self.secrets = {secret: secrets.token_hex(24) for secret in SECRETS}
+        names = (*SECRETS, *STORE_SECRETS) if shape == "ha" else SECRETS
+        self.secrets = {secret: secrets.token_hex(24) for secret in names}
         # The container's user is not the one who runs the tests.
         self.oracle_folder = folder / "oracle"
         self.oracle_folder.mkdir(parents=True)
@@ -130,7 +155,7 @@ class Stack:
     def compose(self, *arguments: str, timeout: float = 180.0) -> str:
         """`docker compose` on this project; its output. Fails with all it printed."""
         command = ["docker", "compose", "--project-name", self.name, "--env-file", str(self.folder / "env")]
-        for file in COMPOSE_FILES:
+        for file in self.compose_files:
             command += ["--file", file]
         # Of what the person who runs the tests has set, only what finds the engine and the images.
         ours = {
@@ -161,13 +186,19 @@ class Stack:
         Stack.alive.append(self)
         begin = time.time()
         try:
-            self.compose("up", "--detach", "--no-build", "--pull", "never")
+            self.up()
             self.wait_until_ready()
         except Exception as error:
             # It will be gone before pytest asks for the evidence.
             for title, text in self.evidence(begin):
                 error.add_note(f"--- {title}\n{text}")
             raise
+
+    def up(self, **scale: int) -> None:
+        """`docker compose up` with the stack's number of containers, `scale` changing it from now on."""
+        self.scale |= scale
+        arguments = [word for service, number in self.scale.items() for word in ("--scale", f"{service}={number}")]
+        self.compose("up", "--detach", "--no-build", "--pull", "never", *arguments)
 
     def wait_until_ready(self, within: float = START_DEADLINE) -> None:
         anyone = self.anonymous()
@@ -194,15 +225,25 @@ class Stack:
         found: list[Container] = self.docker.containers.list(all=True, filters={"label": label})
         return found
 
-    def container(self, service: str = SERVICE) -> Container:
-        """The container of a service, not one that `compose run` put beside it."""
-        for container in self.containers():
-            labels = container.labels
-            if (
-                labels.get("com.docker.compose.service") == service
-                and labels.get("com.docker.compose.oneoff") == "False"
-            ):
-                return container
+    def containers_of(self, service: str) -> list[Container]:
+        """The containers of a service by their numbers, stopped ones too; not those of `compose run`."""
+        found = [
+            container
+            for container in self.containers()
+            if container.labels.get("com.docker.compose.service") == service
+            and container.labels.get("com.docker.compose.oneoff") == "False"
+        ]
+        return sorted(found, key=lambda container: int(container.labels["com.docker.compose.container-number"]))
+
+    def service_of(self, program: Program) -> str:
+        """The service whose containers run a program."""
+        return SERVICE if self.shape == "prod" else program
+
+    def container(self, service: str | None = None) -> Container:
+        """The first container of a service; of the one that runs the scheduler when none is named."""
+        service = service or self.service_of("scheduler")
+        for container in self.containers_of(service):
+            return container
         raise LookupError(f"{self.name} has no container of {service}")
 
     def execute(self, *command: str, container: Container | None = None) -> str:
@@ -217,7 +258,9 @@ class Stack:
         return [Process(**entry) for entry in listed]
 
     def gunicorn(self, program: Program, role: Role, container: Container | None = None) -> list[Process]:
-        """The processes of one Gunicorn: its master, or its workers."""
+        """The processes of one Gunicorn: its master, or its workers; in the first container that runs it when
+        none is named."""
+        container = container or self.container(self.service_of(program))
         ours = [
             process
             for process in self.processes(container)
@@ -234,15 +277,19 @@ class Stack:
         role: Role = "master",
         *,
         at: float | None = None,
+        container: Container | None = None,
     ) -> list[Process]:
         """Send a signal to a Gunicorn's master or to all its workers; who got it.
 
         `at` (seconds since the epoch) has it sent at that very moment, to the millisecond: the clock is
         watched inside the container, where no start of a command delays it.
         """
-        targets = wait_until(f"a {role} of {program}", lambda: self.gunicorn(program, role), within=START_DEADLINE)
+        where = container or self.container(self.service_of(program))
+        targets = wait_until(
+            f"a {role} of {program}", lambda: self.gunicorn(program, role, where), within=START_DEADLINE
+        )
         pids = [str(process.pid) for process in targets]
-        self.execute("python3", "-c", SEND_SIGNAL, str(at or 0), str(int(number)), *pids)
+        self.execute("python3", "-c", SEND_SIGNAL, str(at or 0), str(int(number)), *pids, container=where)
         return targets
 
     # -- clients ----------------------------------------------------------------------------------------
@@ -307,7 +354,8 @@ class Stack:
             title = f"{container.name} ({container.status})"
             log = container.logs(since=int(since), timestamps=True, tail=400).decode(errors="replace")
             sections.append((f"log of {title}", log))
-            if container.status == "running" and not self.config_shown:
+            has_nginx = container.labels.get("com.docker.compose.service") in (SERVICE, "nginx")
+            if has_nginx and container.status == "running" and not self.config_shown:
                 self.config_shown = True
                 _, config = container.exec_run(["nginx", "-T"])
                 sections.append((f"nginx of {title}", config.decode(errors="replace")))
