@@ -16,7 +16,8 @@ from app.api.v1.openapi import SPEC_PATH, init_openapi
 from app.api.v1.scheduler import init_scheduler_api
 from app.cli import init_cli
 from app.db.engines import DamagedDatabase, check_integrity, create_engine_for
-from app.db.migrate import NewerSchema, ensure_schema
+from app.db.migrate import NewerSchema, Store, ensure_schema
+from app.db.reach import StoreUnusable, is_out_of_reach, lacks_rights, store_name, unusable, wait_for_server
 from app.http.audit_trail import init_audit_trail
 from app.http.error_handlers import init_error_handlers
 from app.http.json_format import JSONProvider
@@ -24,11 +25,13 @@ from app.http.request_id import init_request_id
 from app.http.web_server import init_web_server
 from app.i18n import init_i18n
 from app.ledger import Ledger
+from app.ledger.one_store import refuse_other_store
 from app.logging_setup import configure_logging
 from app.pages import init_pages
 from app.runtime import EXTENSION_KEY, Runtime
 from app.services.accounts.admin_sync import sync_admin
 from app.services.accounts.audit_service import purge_audit
+from app.services.operations.moved_note import refuse_moved_store
 from app.settings import Settings
 from app.tasks import TaskRegistry
 from app.version import VERSION
@@ -73,11 +76,14 @@ def build_app(settings: Settings, *, runs_scheduler: bool) -> APIFlask:
 
 
 def _open_runtime(settings: Settings) -> Runtime:
-    jobstore = create_engine_for(settings.jobstore_url)
-    database = create_engine_for(settings.database_url)
+    if not settings.flask_run_from_cli:
+        refuse_moved_store(settings)
+        refuse_other_store(settings.locks_dir, store_name(settings.jobstore_url, settings.userdata_dir))
+    jobstore = _engine("JOBSTORE_URL", settings.jobstore_url)
+    database = _engine("DATABASE_URL", settings.database_url)
     try:
         _prepare_stores(settings, jobstore, database)
-    except (SQLAlchemyError, DamagedDatabase, NewerSchema) as error:
+    except (SQLAlchemyError, DamagedDatabase, NewerSchema, StoreUnusable) as error:
         if not settings.flask_run_from_cli:
             raise
         # A command may be the very one that looks after a damaged store.
@@ -87,17 +93,35 @@ def _open_runtime(settings: Settings) -> Runtime:
     tasks.load_folder(settings.tasks_dir)
     for problem in tasks.problems:
         log.error("task module not loaded", module=problem.module, error=problem.error)
-    return Runtime(settings=settings, jobstore=jobstore, database=database, ledger=Ledger(jobstore), tasks=tasks)
+    ledger = Ledger(jobstore, alerts=bool(settings.alert_webhook_url))
+    return Runtime(settings=settings, jobstore=jobstore, database=database, ledger=ledger, tasks=tasks)
+
+
+def _engine(variable: str, url: str) -> Engine:
+    try:
+        return create_engine_for(url)
+    except OSError as error:  # of the folder that it makes
+        raise unusable(url, variable, error) from error
 
 
 def _prepare_stores(settings: Settings, jobstore: Engine, database: Engine) -> None:
-    if not settings.flask_run_from_cli:  # a command need not wait until a large file is read through
-        check_integrity(jobstore)
-        check_integrity(database)
-    ensure_schema(jobstore, "jobstore")
-    ensure_schema(database, "app")
+    waits = not settings.flask_run_from_cli  # a command says at once what is wrong, and reads no large file through
+    _prepare_store("JOBSTORE_URL", jobstore, "jobstore", waits=waits)
+    _prepare_store("DATABASE_URL", database, "app", waits=waits)
     sync_admin(database, settings.admin_password or "", settings.secret_key or "")
     purge_audit(database)
+
+
+def _prepare_store(variable: str, engine: Engine, store: Store, *, waits: bool) -> None:
+    try:
+        if waits:
+            wait_for_server(engine, variable)
+            check_integrity(engine)
+        ensure_schema(engine, store)
+    except SQLAlchemyError as error:
+        if is_out_of_reach(error) or lacks_rights(error):
+            raise unusable(engine.url, variable, error) from error
+        raise
 
 
 def _configure_logging(settings: Settings, *, runs_scheduler: bool) -> None:

@@ -12,11 +12,11 @@ from sqlalchemy import Engine, inspect
 
 from app.alerts import Delivery
 from app.default_jobs import load_default_jobs
-from app.ledger import Ending, LedgerScheduler, ReloadReport, Ticket, capture, execute
+from app.ledger import Ending, LedgerScheduler, ReloadReport, Ticket, capture, execute, failpoints
 from app.runtime import Runtime, current_runtime, runtime_of
 from app.settings import Settings
 from app.tasks import BUILTIN_TASK_IDS
-from app.version import VERSION
+from app.version import VERSION, code_fingerprint
 
 __all__ = ["BUILTIN_TASK_IDS", "get_scheduler", "start_scheduler", "stop_scheduler"]
 
@@ -56,6 +56,7 @@ def start_scheduler(app: Flask) -> LedgerScheduler:
     global _process_runtime, _process_delivery  # noqa: PLW0603 - a process has one scheduler
     runtime = runtime_of(app)
     settings = runtime.settings
+    failpoints.arm(settings.fail_points)
     _report_old_store(runtime.jobstore)
     report = runtime.ledger.load_defaults(load_default_jobs(settings, runtime.tasks))
     logger.info("default jobs: %s added, %s updated, %s kept", len(report.added), len(report.updated), len(report.kept))
@@ -71,8 +72,9 @@ def start_scheduler(app: Flask) -> LedgerScheduler:
         threads=settings.scheduler_threads,
         processes=os.cpu_count() or 1,
         lost_after_s=settings.lost_after_s,
-        locks_dir=settings.userdata_dir / "locks",
+        locks_dir=settings.locks_dir,
         run_in_child=partial(_run_in_child, settings),
+        code=code_fingerprint(task.name for task in runtime.tasks.all()),
     )
     scheduler.start()
     runtime.scheduler = scheduler

@@ -69,6 +69,7 @@ class Settings:
     backup_keep: int  # newest backups that stay
     log_level: str
     node_name: str  # this process's name in the ledger and in logs
+    fail_points: Mapping[str, tuple[str, float]]  # of the end-to-end tests: name -> action, probability
     flask_run_from_cli: bool  # set by the `flask` command
     werkzeug_run_main: bool  # set by Flask's reloader in its child process
     secret_problems: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -108,6 +109,7 @@ class Settings:
             backup_keep=reader.whole("BACKUP_KEEP", 14, 1, 10_000),
             log_level=reader.choice("LOG_LEVEL", "INFO", LOG_LEVELS),
             node_name=reader.node_name("NODE_NAME"),
+            fail_points=reader.fail_points("FAIL_POINTS"),
             flask_run_from_cli=reader.text("FLASK_RUN_FROM_CLI", "") == "true",
             werkzeug_run_main=reader.text("WERKZEUG_RUN_MAIN", "") == "true",
             secret_problems=problems,
@@ -195,6 +197,18 @@ class _Reader:
         except (ValueError, OSError, LookupError):  # a bad key, a folder's name, an unknown zone
             raise SettingsError(name, value, "an IANA time zone such as Asia/Shanghai or UTC") from None
         return value
+
+    def fail_points(self, name: str) -> dict[str, tuple[str, float]]:
+        """Points by name, as `claim.inserted=exit@0.05`, separated by commas; a probability of 1 where none is given."""
+        found = {}
+        for part in self.text(name, "").split(","):
+            if not part.strip():
+                continue
+            match = re.fullmatch(r"\s*([\w.]+)=(\w+)(?:@(0?\.\d+|[01]))?\s*", part)
+            if match is None:
+                raise SettingsError(name, part, "NAME=ACTION or NAME=ACTION@PROBABILITY, separated by commas")
+            found[match[1]] = (match[2], float(match[3] or 1))
+        return found
 
     def networks(self, name: str) -> tuple[str, ...]:
         """Addresses or networks, separated by commas or blanks."""

@@ -1,7 +1,8 @@
 """The ledger: every due moment of every job has exactly one outcome on record, and starts at most once.
 
 A fire goes one way: the loop (apscheduler_overrides) -> claim -> dispatch -> record (start) -> execution ->
-record (finish); `recover` sees to what a node left behind. It knows no Flask.
+record (finish); `recover` sees to what a node left behind, `retries` to the attempts that follow, `outbox` to who is
+told. It knows no Flask.
 """
 
 from app.ledger.apscheduler_overrides import LedgerScheduler, LoopHealth
@@ -9,6 +10,7 @@ from app.ledger.execution import Ending, execute
 from app.ledger.jobs import EXECUTORS, Job, NewJob, job_from_row
 from app.ledger.ledger import Ledger, LoadReport, ReloadReport
 from app.ledger.nodes import Node
+from app.ledger.repeats import RepeatedRequest, RepeatKey
 from app.ledger.run_ids import run_id_floor
 from app.ledger.runs import Run, RunContext, Ticket, run_from_row
 
@@ -23,6 +25,8 @@ __all__ = [
     "NewJob",
     "Node",
     "ReloadReport",
+    "RepeatKey",
+    "RepeatedRequest",
     "Run",
     "RunContext",
     "Ticket",

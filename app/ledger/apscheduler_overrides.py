@@ -8,12 +8,13 @@ and RELIED_ON name all that this file stands on; a test compares their source wi
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -41,17 +42,31 @@ from sqlalchemy import Connection, Engine, func, select
 from app.db.clock import from_us, now_us
 from app.db.engines import LOOP_BUSY_TIMEOUT_S, create_engine_for, database_now_us, write_transaction
 from app.db.jobstore_tables import jobs
+from app.db.reach import store_name
 from app.errors import NotFound, ValidationError
-from app.ledger import capture
-from app.ledger.claim import Claimed, claim
+from app.ledger import capture, failpoints
+from app.ledger.claim import JOBS_PER_LOOK, Claimed, claim, find_crowded
 from app.ledger.dispatch import Dispatcher
-from app.ledger.execution import ContextFactory, Ending, TaskResolver, execute, prepare_process, yield_to_others
+from app.ledger.execution import (
+    ContextFactory,
+    Ending,
+    RunnableTask,
+    TaskResolver,
+    execute,
+    killed_ending,
+    prepare_process,
+    yield_to_others,
+)
+from app.ledger.fleet import Fleet
 from app.ledger.jobs import Job, NewJob, job_from_row
 from app.ledger.ledger import Ledger
-from app.ledger.nodes import LockFile, NodeState, beat, forget_gone_nodes, remove_lock_file
-from app.ledger.recover import Silence, find_suspects, hand_back, own_pending, recover, release
+from app.ledger.nodes import LockFile, Node, NodeState, beat, forget_gone_nodes, remove_lock_file
+from app.ledger.one_store import lock_for
+from app.ledger.record import cancellations, record_missed
+from app.ledger.recover import Silence, find_suspects, hand_back, hand_over, own_pending, recover, release
 from app.ledger.run_ids import new_run_id
-from app.ledger.runs import Ticket
+from app.ledger.runs import Ticket, is_too_late
+from app.ledger.stopping import StopReason, StopSignal
 from app.ledger.watchdog import Watchdog
 from app.triggers import CRON_FIELD_NAMES, build_trigger, known_timezone
 
@@ -86,6 +101,7 @@ BEAT_S = 0.9
 LATEST_BEAT_S = 1.4
 """Well below the silence after which another node takes over what this one has not started."""
 REAP_S = 1.0
+FLEET_EXECUTOR = "celery"
 _PURGE_NODES_S = 3600.0
 _WITHHELD_S = 0.02
 _COMPLAIN_S = 30.0
@@ -117,74 +133,130 @@ class LedgerThreads(ThreadPoolExecutor):
 
     def __init__(self, max_workers: int) -> None:
         super().__init__(max_workers, pool_kwargs={"initializer": yield_to_others})
+        self._signals: dict[str, StopSignal] = {}
 
-    def submit_run(self, ticket: Ticket, run: Callable[[Ticket], Ending], end: Callable[[Ending], None]) -> None:
+    def submit_run(
+        self, ticket: Ticket, run: Callable[[Ticket, StopSignal], Ending], end: Callable[[Ending], None]
+    ) -> None:
         """Runs a started run in a thread; `end` takes how it ended. What raises does not run, now or later."""
         door = threading.Lock()
+        stop = self._signals[ticket.run_id] = StopSignal()
 
         def work() -> None:
             if door.acquire(blocking=False):
-                end(run(ticket))
+                try:
+                    ending = run(ticket, stop)
+                finally:
+                    self._signals.pop(ticket.run_id, None)
+                end(ending)
 
         try:
             self._pool.submit(work)
         except RuntimeError:
             # No new thread could be had, yet the work is in the pool's queue already, for any thread that comes free.
             if door.acquire(blocking=False):
+                self._signals.pop(ticket.run_id, None)
                 raise
+
+    def stop_run(self, ticket: Ticket, reason: StopReason) -> None:
+        """Asks a run to stop; a thread cannot be made to."""
+        stop = self._signals.get(ticket.run_id)
+        if stop is not None:
+            stop.request(reason)
+
+
+class _Cell:
+    """One place of the executor `process`: a child process for one run at a time, kept for the next."""
+
+    def __init__(self) -> None:
+        # "spawn": a fork would copy the locks of this process's threads as they happen to stand.
+        spawn = multiprocessing.get_context("spawn")
+        prepare = partial(prepare_process, os.getpid())
+        self.pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=prepare)
+        self.pid = self.pool.submit(os.getpid)
+        self.killed_for: StopReason | None = None
+
+    def kill(self) -> None:
+        """Ends the child; the run in it is told of by its future. Returns at once, also while the child begins."""
+        self.pid.add_done_callback(_kill)
+
+
+def _kill(pid: Future[int]) -> None:
+    with suppress(ProcessLookupError, BrokenProcessPool):  # it is gone already
+        os.kill(pid.result(), signal.SIGKILL)
 
 
 class LedgerProcesses(BasePoolExecutor):
-    """The executor `process`: child processes, for tasks that would hold this one's interpreter lock.
+    """The executor `process`: child processes, for tasks that would hold this one's interpreter lock, or that must be
+    stopped whatever they do.
 
-    The pool is made for the first run, because it brings a helper process of its own. A child that dies takes its
-    pool with it, and with that every run in it: they are `lost`.
+    A child is made for the first run that needs it. Each has a pool of its own, so that one that dies or is killed
+    takes no other run with it.
     """
 
-    _pool: ProcessPoolExecutor | None
-
-    def __init__(self, max_workers: int, initializer: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         super().__init__(None)
-        self._places = max_workers
-        self._prepare = partial(prepare_process, os.getpid(), initializer)
-        self._renewing = threading.Lock()
+        self._idle: list[_Cell] = []
+        self._busy: dict[str, _Cell] = {}
+        self._changing = threading.Lock()
 
     def submit_run(self, ticket: Ticket, run: Callable[[Ticket], Ending], end: Callable[[Ending], None]) -> None:
         """Runs a started run in a child process; `run` must be picklable; `end` takes how it ended."""
         began = time.monotonic_ns()
 
         def done(future: Future[Ending]) -> None:
+            cell = self._release(ticket, broken=future.exception() is not None)
+            duration = (time.monotonic_ns() - began) // 1000
             error = future.exception()
             if error is None:
                 end(future.result())
-                return
-            duration = (time.monotonic_ns() - began) // 1000
-            if isinstance(error, BrokenProcessPool):
-                end(Ending("lost", duration, None, "", "the process that ran it died"))
-            else:
+            elif not isinstance(error, BrokenProcessPool):
                 end(Ending("failed", duration, f"{type(error).__name__}: {error}", ""))
+            elif cell.killed_for is not None:
+                end(killed_ending(ticket, cell.killed_for, duration))
+            else:
+                end(Ending("lost", duration, None, "", "the process that ran it died"))
 
-        try:
-            future = self._working_pool().submit(run, ticket)
-        except BrokenProcessPool:  # since the look a moment ago: the run never began, and a new pool takes it
-            future = self._working_pool().submit(run, ticket)
-        future.add_done_callback(done)
+        self._submit(ticket, run).add_done_callback(done)
+
+    def stop_run(self, ticket: Ticket, reason: StopReason) -> None:
+        """Kills the child of a run; the soft limit is the child's own affair (app.ledger.stopping.soft_alarm)."""
+        if reason == "soft":
+            return
+        with self._changing:
+            cell = self._busy.get(ticket.run_id)
+            if cell is not None:
+                cell.killed_for = reason  # from here on no other run gets into this child
+        if cell is not None:
+            cell.kill()
 
     def shutdown(self, wait: bool = True) -> None:
         """Ends the child processes; `wait` lets what runs in them end first."""
-        if self._pool is not None:
-            super().shutdown(wait)
+        with self._changing:
+            cells = [*self._idle, *self._busy.values()]
+        for cell in cells:
+            cell.pool.shutdown(wait)
 
-    def _working_pool(self) -> ProcessPoolExecutor:
-        with self._renewing:
-            if self._pool is not None and self._pool._broken:
-                logger.error("a process of the executor 'process' died; its pool is renewed")
-                self._pool = None
-            if self._pool is None:
-                # "spawn": a fork would copy the locks of this process's threads as they happen to stand.
-                spawn = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(self._places, mp_context=spawn, initializer=self._prepare)
-            return self._pool
+    def _submit(self, ticket: Ticket, run: Callable[[Ticket], Ending]) -> Future[Ending]:
+        with self._changing:
+            cell = self._idle.pop() if self._idle else _Cell()
+        try:
+            future = cell.pool.submit(run, ticket)
+        except BrokenProcessPool:  # it died while it was idle: the run never began, and a new child takes it
+            cell = _Cell()
+            future = cell.pool.submit(run, ticket)
+        with self._changing:
+            self._busy[ticket.run_id] = cell
+        return future
+
+    def _release(self, ticket: Ticket, *, broken: bool) -> _Cell:
+        with self._changing:
+            cell = self._busy.pop(ticket.run_id)
+            if not broken and cell.killed_for is None:
+                self._idle.append(cell)
+                return cell
+        cell.pool.shutdown(wait=False)
+        return cell
 
 
 class LedgerJobStore(BaseJobStore):
@@ -325,8 +397,9 @@ class LedgerScheduler(BackgroundScheduler):
     store_url: the job store; the loop has connections of its own, with shorter timeouts than a request's.
     resolve, context: name -> task, and what a task runs inside (the app's context).
     locks_dir: where the proof of life lies, on the volume that the nodes share; None where they share none.
-    prepare_child: called once in each child process of the executor `process`; run_in_child: picklable, runs a
-    ticket there.
+    run_in_child: picklable, runs a ticket in a child process of the executor `process`.
+    fleet: who carries runs of the executor `celery` to the workers; None where there are none.
+    code: a fingerprint of this process's code, so that nodes that differ can be told.
     """
 
     def __init__(
@@ -342,12 +415,13 @@ class LedgerScheduler(BackgroundScheduler):
         processes: int,
         lost_after_s: float,
         locks_dir: Path | None,
-        prepare_child: Callable[[], None],
         run_in_child: Callable[[Ticket], Ending],
+        fleet: Fleet | None = None,
+        code: str = "",
     ) -> None:
         self._ledger = ledger
         self.node_id = new_run_id(now_us())
-        self.node_name, self._version = node_name, version
+        self.node_name, self._version, self._code = node_name, version, code
         self._lost_after_s, self._locks_dir = lost_after_s, locks_dir
         self._resolve, self._context = resolve, context
         self._loop_engine: Engine = create_engine_for(ledger.engine.url, busy_timeout_s=LOOP_BUSY_TIMEOUT_S)
@@ -361,22 +435,32 @@ class LedgerScheduler(BackgroundScheduler):
         self._adopt = True
         self._stopping = False
         self._awaited: int | None = None  # the moment that the loop sleeps towards
+        self._peers: list[Node] = []
+        self._clock_offset_us = 0  # of this machine's clock against the database's
+        self._fleet, self._carry = fleet, False
         threads_executor = LedgerThreads(threads)
-        processes_executor = LedgerProcesses(processes, prepare_child)
+        processes_executor = LedgerProcesses()
         self._dispatcher = Dispatcher(
             node_id=self.node_id,
             node_name=node_name,
             lanes={
-                "default": (threads, lambda ticket, end: threads_executor.submit_run(ticket, self._run, end)),
+                "default": (
+                    threads,
+                    lambda ticket, end: threads_executor.submit_run(ticket, self._run, end),
+                    threads_executor.stop_run,
+                ),
                 "process": (
                     processes,
                     lambda ticket, end: processes_executor.submit_run(ticket, run_in_child, end),
+                    processes_executor.stop_run,
                 ),
             },
+            lane_of=self._lane_of,
             transaction=self._write,
             started=self._tell_started,
             ended=self._tell_ended,
             adopt=self._on_change,
+            alerts=ledger.alerts,
         )
         self._watchdog = Watchdog(lambda: self._clocks.turn)
         super().__init__(
@@ -390,7 +474,8 @@ class LedgerScheduler(BackgroundScheduler):
     def start(self, paused: bool = False) -> None:
         """Starts the loop, the dispatcher and the watchdog; `paused` claims nothing until `resume()`."""
         if self._locks_dir is not None:
-            self._lock_file = LockFile(self._locks_dir / f"{self.node_id}.lock")
+            store = store_name(self._ledger.engine.url, self._locks_dir.parent)
+            self._lock_file = lock_for(self._locks_dir, self.node_id, store)
         capture.install()
         self._clocks.turn = time.monotonic()
         self._ledger.attach(self.node_id, self._on_change)
@@ -418,13 +503,15 @@ class LedgerScheduler(BackgroundScheduler):
         try:
             with self._write() as connection:
                 now = database_now_us(connection)
-                release(connection, me=self.node_id, now=now)
+                release(connection, me=self.node_id, now=now, alerts=self._ledger.alerts)
                 self._beat(connection, now, "stopped")
         except Exception:
             logger.exception("the stop is not on record: another node will find this one's lock file free")
         if self._lock_file is not None:
             self._lock_file.release()
         self._watchdog.stop()
+        if self._fleet is not None:
+            self._fleet.close()
         capture.uninstall()
         for executor in self._executors.values():
             executor.shutdown(wait=drained)
@@ -443,8 +530,15 @@ class LedgerScheduler(BackgroundScheduler):
         now = time.monotonic()
         return LoopHealth(now - self._clocks.turn, now - self._clocks.store, self._problem)
 
-    def _run(self, ticket: Ticket) -> Ending:
-        return execute(ticket, node=self.node_name, resolve=self._resolve, context=self._context)
+    def _run(self, ticket: Ticket, stop: StopSignal) -> Ending:
+        return execute(ticket, node=self.node_name, resolve=self._resolve, context=self._context, stop=stop)
+
+    def _lane_of(self, ticket: Ticket) -> str:
+        if ticket.executor == "default":
+            task: RunnableTask | None = self._resolve(ticket.task)
+            if task is not None and task.cpu_bound:
+                return "process"
+        return ticket.executor
 
     # The loop
 
@@ -465,6 +559,8 @@ class LedgerScheduler(BackgroundScheduler):
         """One turn: claims what is due, tells that this node lives, sees to the others. Seconds to the next."""
         claimed = self._claim_and_beat()
         self._reap()
+        if self._fleet is not None and self._carry:
+            self._send_to_fleet(self._fleet)
         self._problem = None
         self._clocks.store = time.monotonic()
         if claimed.more_due:
@@ -475,31 +571,72 @@ class LedgerScheduler(BackgroundScheduler):
     def _claim_and_beat(self) -> Claimed:
         started = time.monotonic()
         claims = self.state == STATE_RUNNING and not self._stopping
-        adopt = self._adopt and (claims or self._stopping)  # a paused loop adopts when it is resumed
-        if adopt:
-            self._adopt = False  # before the look into the store: what sets it again comes after its own commit
         due = claims and self._anything_due()
         # A heartbeat can wait a little, a fire cannot.
         beat_due = started - self._clocks.beat >= (LATEST_BEAT_S if due else BEAT_S)
+        # Other nodes leave runs to this one without telling it. A paused loop adopts when it is resumed.
+        adopt = (self._adopt or (beat_due and bool(self._peers))) and (claims or self._stopping)
+        if adopt:
+            self._adopt = False  # before the look into the store: what sets it again comes after its own commit
         if not (beat_due or adopt or due):
             return Claimed()
         claimed = Claimed()
-        with self._write() as connection:
-            now = database_now_us(connection)
-            if claims:
-                claimed = claim(connection, owner=self.node_id, now=now)
-                claimed.withheld = due and not (claimed.tickets or claimed.folded)
-            if adopt and claims:
-                claimed.tickets = own_pending(connection, me=self.node_id)
-            if self._stopping:
-                hand_back(connection, me=self.node_id)
-            if beat_due:
-                self._beat(connection, now, self._node_state)
-        self._dispatcher.add(claimed.tickets)
+        given = self._gifts() if beat_due and claims else {}
+        cancelled: set[str] = set()
+        try:
+            with self._write() as connection:
+                now = database_now_us(connection)
+                self._clock_offset_us = now_us() - now
+                if claims:
+                    claimed = claim(
+                        connection, owner=self.node_id, now=now, room=self._room(), alerts=self._ledger.alerts
+                    )
+                    claimed.withheld = due and not (claimed.tickets or claimed.folded)
+                for peer, tickets in given.items():
+                    hand_over(connection, [ticket.run_id for ticket in tickets], me=self.node_id, to=peer)
+                if adopt and claims:
+                    claimed.tickets = own_pending(connection, me=self.node_id)
+                if beat_due or adopt:
+                    cancelled = cancellations(connection, owner=self.node_id)
+                if self._stopping:
+                    hand_back(connection, me=self.node_id)
+                if beat_due:
+                    self._beat(connection, now, self._node_state)
+                failpoints.reach("claim.written")
+        except BaseException:
+            self._adopt = True  # a commit whose fate is unknown may have left this node runs
+            raise
+        failpoints.reach("claim.committed")
+        self._dispatch(claimed.tickets)
+        self._dispatcher.stop(cancelled, "cancel")
         if beat_due:
             self._clocks.beat = started
         self._tell_folded(claimed)
         return claimed
+
+    def _dispatch(self, tickets: list[Ticket]) -> None:
+        """Starts them here; those of the workers are carried to them later in this turn."""
+        if self._fleet is not None:
+            here = [ticket for ticket in tickets if ticket.executor != FLEET_EXECUTOR]
+            self._carry |= len(here) < len(tickets)
+            tickets = here
+        self._dispatcher.add(tickets)
+
+    def _room(self) -> dict[str, int] | None:
+        """Free places by executor; None for a scheduler that has nobody to leave anything to."""
+        if not self._peers:
+            return None
+        return {**self._dispatcher.free(), FLEET_EXECUTOR: JOBS_PER_LOOK}
+
+    def _gifts(self) -> dict[str, list[Ticket]]:
+        """Runs that wait here for a place, by the node that says it has one."""
+        gifts: dict[str, list[Ticket]] = {}
+        for peer in self._peers:
+            if not peer.stats.get("queued"):
+                tickets = self._dispatcher.give_up(peer.stats.get("free", {}))
+                if tickets:
+                    gifts[peer.node_id] = tickets
+        return gifts
 
     def _anything_due(self) -> bool:
         if self._awaited is not None and self._awaited <= now_us():
@@ -533,18 +670,41 @@ class LedgerScheduler(BackgroundScheduler):
             suspects = find_suspects(
                 connection, me=self.node_id, silence=self._silence, lost_after_s=self._lost_after_s
             )
+        self._peers = suspects.peers
         if suspects:
             with self._write() as connection:
                 now = database_now_us(connection)
-                recovered = recover(connection, me=self.node_id, suspects=suspects, now=now)
+                recovered = recover(connection, me=self.node_id, suspects=suspects, now=now, alerts=self._ledger.alerts)
             for node in suspects.dead:
                 remove_lock_file(node)
-            self._dispatcher.add(recovered.tickets)
+            self._dispatch(recovered.tickets)
             self._dispatcher.outcomes["lost"] += len(recovered.lost)
+        self._carry = True
         if now_s - self._clocks.purge >= _PURGE_NODES_S:
             self._clocks.purge = now_s
             with self._write() as connection:
                 forget_gone_nodes(connection, now=database_now_us(connection))
+
+    def _send_to_fleet(self, fleet: Fleet) -> None:
+        """Has all that waits for a worker carried to one; what nobody took in its grace time is missed."""
+        self._carry = False
+        with self._loop_engine.connect() as connection:
+            waiting = [t for t in own_pending(connection, me=self.node_id) if t.executor == FLEET_EXECUTOR]
+            crowded = find_crowded(connection, waiting)
+            now = database_now_us(connection)
+        late = [ticket for ticket in waiting if is_too_late(ticket, now)]
+        if late:
+            with self._write() as connection:
+                record_missed(connection, late, owner=self.node_id, now=now, alerts=self._ledger.alerts)
+        fleet.send(
+            [
+                ticket
+                for ticket in waiting
+                if ticket.run_id not in crowded
+                and not is_too_late(ticket, now)
+                and (ticket.not_before is None or ticket.not_before <= now)
+            ]
+        )
 
     def _beat(self, connection: Connection, now: int, state: NodeState) -> None:
         beat(
@@ -566,6 +726,9 @@ class LedgerScheduler(BackgroundScheduler):
             "queued": self._dispatcher.queued(),
             "running": [{"run_id": ticket.run_id, "job_id": ticket.job_id} for ticket in running[:_RUNNING_SHOWN]],
             "running_count": len(running),
+            "free": self._dispatcher.free(),
+            "clock_offset_ms": round(self._clock_offset_us / 1000),
+            "code": self._code,
             "outcomes": dict(self._dispatcher.outcomes),
             "lateness_ms": {
                 name: lateness[int((len(lateness) - 1) * share)] if lateness else None

@@ -1,16 +1,18 @@
 """Claim before run: in one transaction the due moments get their rows, and the jobs their next run time."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, func, literal, select, update
+from sqlalchemy import Connection, Select, bindparam, func, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.jobstore_tables import IS_ACTIVE, Row, jobs, runs
+from app.ledger import failpoints
 from app.ledger.fates import Fold, decide
 from app.ledger.jobs import UnreadableJob, read_object
+from app.ledger.outbox import Event, announce
 from app.ledger.run_ids import new_run_id
 from app.ledger.runs import TICKET_COLUMNS, Ticket
 
@@ -18,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 JOBS_PER_LOOK = 5000
 """Bounds one transaction; what is beyond it is due at the next look, which follows at once."""
+
+LEFT_TO_OTHERS_US = 500_000
+"""So long (microseconds) a node that has no place free leaves what is due to the others; then anybody takes it."""
 
 _REASONS = {
     "missed": "later than the grace time of {grace} s when the scheduler looked",
@@ -28,7 +33,13 @@ _REASONS = {
 _CLAIM_COLUMNS = [
     *(jobs.c.id, jobs.c.task, jobs.c.trigger, jobs.c.kwargs, jobs.c.next_run_time, jobs.c.misfire_grace_time),
     *(jobs.c.coalesce, jobs.c.max_instances, jobs.c.priority, jobs.c.executor, jobs.c.retry_on_loss),
+    *(jobs.c.max_attempts, jobs.c.retry_delay, jobs.c.soft_time_limit, jobs.c.time_limit),
 ]
+_COPIED = (
+    *("task", "priority", "executor", "max_instances", "misfire_grace_time", "retry_on_loss", "max_attempts"),
+    *("retry_delay", "soft_time_limit", "time_limit"),
+)
+"""What a run takes over from its job, as it stands at the claim."""
 
 _ADVANCE = (
     update(jobs)
@@ -50,12 +61,20 @@ class Claimed:
     withheld: bool = False
 
 
-def due_jobs(now: int, *, only: str | None = None, limit: int = JOBS_PER_LOOK) -> Select[Any]:
-    """The jobs with a moment due at `now`, the most urgent first; rows that another node claims are passed over."""
+def due_jobs(
+    now: int, *, only: str | None = None, limit: int = JOBS_PER_LOOK, room: Mapping[str, int] | None = None
+) -> Select[Any]:
+    """The jobs with a moment due at `now`, the most urgent first; rows that another node claims are passed over.
+
+    `room` (free places by executor): what another node may have a place for is left to it for a while.
+    """
     query = select(*_CLAIM_COLUMNS).where(jobs.c.next_run_time <= now, jobs.c.problem.is_(None))
     if only is not None:
         # An edit waits for a claim that is under way; without the lock both would insert the same moments.
         return query.where(jobs.c.id == only).with_for_update()
+    if room is not None:
+        with_room = [executor for executor, places in room.items() if places > 0]
+        query = query.where(or_(jobs.c.executor.in_(with_room), jobs.c.next_run_time < now - LEFT_TO_OTHERS_US))
     return (
         query.order_by(jobs.c.priority.desc(), jobs.c.next_run_time, jobs.c.id)
         .limit(limit)
@@ -63,17 +82,28 @@ def due_jobs(now: int, *, only: str | None = None, limit: int = JOBS_PER_LOOK) -
     )
 
 
-def claim(connection: Connection, *, owner: str, now: int, only: str | None = None) -> Claimed:
+def claim(
+    connection: Connection,
+    *,
+    owner: str,
+    now: int,
+    only: str | None = None,
+    room: Mapping[str, int] | None = None,
+    alerts: bool = False,
+) -> Claimed:
     """Claims every moment due at `now` (microseconds) for the node `owner`, inside the caller's write transaction.
 
-    `only` limits it to one job: what an edit does before it changes the trigger. Nothing may be started before
-    the transaction is committed. A job whose row cannot be read is set aside, with its content untouched.
+    `only` limits it to one job: what an edit does before it changes the trigger. `room` (free places by executor)
+    limits it to about as many as there are places, for a node that is not alone; None takes all. `alerts`: missed
+    moments are announced. Nothing may be started before the transaction is committed. A job whose row cannot be
+    read is set aside, with its content untouched.
     """
-    rows = connection.execute(due_jobs(now, only=only)).mappings().all()
+    limit = JOBS_PER_LOOK if room is None else max(1, min(JOBS_PER_LOOK, sum(room.values())))
+    rows = connection.execute(due_jobs(now, only=only, limit=limit, room=room)).mappings().all()
     if not rows:
         return Claimed()
     active = active_counts(connection)
-    claimed = Claimed(more_due=len(rows) == JOBS_PER_LOOK)
+    claimed = Claimed(more_due=len(rows) == limit)
     new_rows: list[dict[str, Any]] = []
     advances: list[dict[str, Any]] = []
     for row in rows:
@@ -98,8 +128,10 @@ def claim(connection: Connection, *, owner: str, now: int, only: str | None = No
                 claimed.folded.append((job_id, fold))
         advances.append({"b_id": job_id, "b_claimed": row["next_run_time"], "b_next": decision.next_moment})
     claimed.tickets = insert_runs(connection, new_rows)
+    failpoints.reach("claim.inserted")
     if advances:
         connection.execute(_ADVANCE, advances)
+    announce(connection, [_missed_event(row) for row in new_rows if row["outcome"] == "missed"], alerts=alerts, now=now)
     return claimed
 
 
@@ -112,6 +144,32 @@ def active_counts(connection: Connection, job_id: str | None = None) -> dict[str
     if job_id is not None:
         query = query.where(job == job_id)
     return {job: count for job, count in connection.execute(query)}  # noqa: C416 - a Row is no pair to mypy
+
+
+def find_crowded(connection: Connection, tickets: Sequence[Ticket]) -> set[str]:
+    """The run ids among `tickets` that must wait, because their job has `max_instances` going, wherever.
+
+    A claim leaves more runs pending than there are instances only where a job does not coalesce; these go one after
+    the other, in the order of their ids. Every node sees the same order, so that no lock is needed: a run counts
+    all that are running or come before it.
+    """
+    active = active_counts(connection)
+    crowded_jobs = {t.job_id for t in tickets if active.get(t.job_id, 0) > t.max_instances}
+    if not crowded_jobs:
+        return set()
+    job = func.coalesce(runs.c.job_id, literal("", literal_execute=True))
+    query = select(job, runs.c.run_id, runs.c.outcome).where(IS_ACTIVE, job.in_(crowded_jobs))
+    going = [tuple(row) for row in connection.execute(query)]
+    return {
+        ticket.run_id
+        for ticket in tickets
+        if ticket.job_id in crowded_jobs
+        and ticket.max_instances
+        <= sum(
+            job_id == ticket.job_id and run_id != ticket.run_id and (outcome == "running" or run_id < ticket.run_id)
+            for job_id, run_id, outcome in going
+        )
+    }
 
 
 def insert_runs(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[Ticket]:
@@ -148,7 +206,6 @@ def _run_values(row: Row, fold: Fold, *, owner: str, now: int) -> dict[str, Any]
     return {
         "run_id": new_run_id(now),
         "job_id": row["id"],
-        "task": row["task"],
         "kind": "schedule",
         "scheduled_for": fold.last,
         "scheduled_from": None if fold.count == 1 else fold.first,
@@ -158,15 +215,30 @@ def _run_values(row: Row, fold: Fold, *, owner: str, now: int) -> dict[str, Any]
         "reason": reason,
         "owner": owner if runs_now else "",
         "epoch": 1,
-        "priority": row["priority"],
-        "executor": row["executor"],
-        "max_instances": row["max_instances"],
-        "misfire_grace_time": row["misfire_grace_time"],
-        "retry_on_loss": row["retry_on_loss"],
         "kwargs": row["kwargs"],
         "created_by": "schedule",
         "claimed_at": now,
+        "first_run_id": None,
+        "not_before": None,
+        **copied(row),
     }
+
+
+def copied(row: Row) -> dict[str, Any]:
+    """What a run takes over from the row of its job."""
+    return {name: row[name] for name in _COPIED}
+
+
+def _missed_event(run: Mapping[str, Any]) -> Event:
+    return Event(
+        kind="missed",
+        job_id=run["job_id"],
+        run_id=run["run_id"],
+        task=run["task"],
+        scheduled_for=run["scheduled_for"],
+        count=run["count"],
+        reason=run["reason"],
+    )
 
 
 def _set_aside(connection: Connection, job_id: str, error: Exception) -> None:

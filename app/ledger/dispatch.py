@@ -1,7 +1,8 @@
 """The dispatcher: takes claimed runs through the start's door to an executor, and records their ends.
 
 One thread. It opens the door only for as many runs as have a free place in their executor, and lets starts and
-ends share commits. What it could not record it keeps, and tries again until the store is back.
+ends share commits. What it could not record it keeps, and tries again until the store is back. It also keeps the
+time: of attempts that must wait, and of the time limits of what runs.
 """
 
 import heapq
@@ -16,11 +17,15 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
+from app.db.clock import now_us
 from app.db.engines import database_now_us
+from app.ledger import failpoints
+from app.ledger.claim import find_crowded
 from app.ledger.execution import Ending
+from app.ledger.outbox import announce, ticket_event
 from app.ledger.record import Finish, record_finishes, record_missed, record_starts
-from app.ledger.recover import run_again_where_lost
-from app.ledger.runs import Ticket
+from app.ledger.runs import Ticket, is_too_late
+from app.ledger.stopping import StopReason
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +33,15 @@ _ENDS_LINGER_S = 0.05
 _ENDS_ENOUGH = 256
 """While starts wait for the store, ends wait behind them, but never longer or in greater number than this."""
 _RETRY_S = 0.25
+_CROWDED_S = 0.25
+"""Between two looks whether an instance elsewhere has ended for which a run of the same job waits here."""
 _COMPLAIN_S = 30.0
 _LATENESS_KEPT = 1000
 
 Submit = Callable[[Ticket, Callable[[Ending], None]], None]
 """Hands a started run to an executor; the callback takes its ending, in any thread."""
+Stop = Callable[[Ticket, StopReason], None]
+"""Asks a run in the executor to stop, or makes it, as the executor can. Returns at once."""
 
 _Entry = tuple[int, int, int, Ticket]
 """A claimed run in a heap: the most urgent first, then the earliest."""
@@ -45,6 +54,7 @@ class _Lane:
 
     places: int
     submit: Submit
+    stop: Stop
     taken: int = 0
     waiting: list[_Entry] = field(default_factory=list)
     held: dict[str, list[_Entry]] = field(default_factory=dict)
@@ -60,12 +70,21 @@ class _Batch:
     ends: list[Finish]
 
 
+@dataclass(slots=True)
+class _Recorded:
+    """What a batch came to: doors that opened, and starts that must wait until a moment of the monotonic clock."""
+
+    opened: Collection[str]
+    postponed: dict[str, float] = field(default_factory=dict)
+
+
 class Dispatcher:
     """Starts and ends of one node's runs.
 
-    `transaction` opens a write transaction of the job store; `started` and `ended` are told, after the commit,
-    of every run that began or ended here; `adopt` is called when the store may hold pending runs of this node that
-    are not here.
+    `lanes`: the executors by name, with their places. `lane_of` names the one that a run goes to. `transaction` opens
+    a write transaction of the job store; `started` and `ended` are told, after the commit, of every run that began or
+    ended here; `adopt` is called when the store may hold pending runs of this node that are not here. `alerts`: what
+    happens is announced.
     """
 
     def __init__(
@@ -73,14 +92,17 @@ class Dispatcher:
         *,
         node_id: str,
         node_name: str,
-        lanes: Mapping[str, tuple[int, Submit]],
+        lanes: Mapping[str, tuple[int, Submit, Stop]],
+        lane_of: Callable[[Ticket], str],
         transaction: Callable[[], AbstractContextManager[Connection]],
         started: Callable[[Ticket], None],
         ended: Callable[[Ticket, Ending], None],
         adopt: Callable[[], None],
+        alerts: bool,
     ) -> None:
-        self._node_id, self._node_name = node_id, node_name
-        self._lanes = {alias: _Lane(places, submit) for alias, (places, submit) in lanes.items()}
+        self._node_id, self._node_name, self._alerts = node_id, node_name, alerts
+        self._lanes = {alias: _Lane(*lane) for alias, lane in lanes.items()}
+        self._lane_of = lane_of
         self._transaction, self._started, self._ended, self._adopt = transaction, started, ended, adopt
         self._changed = threading.Condition()
         self._order = itertools.count()
@@ -88,6 +110,9 @@ class Dispatcher:
         self._in_progress: dict[str, Ticket] = {}
         self._instances: Counter[str] = Counter()
         self._ends: deque[tuple[float, Finish]] = deque()
+        self._postponed: list[tuple[float, int, Ticket]] = []  # a heap by the moment (monotonic) of the next try
+        self._limits: list[tuple[float, int, Ticket, StopReason]] = []  # a heap by the moment that a limit is over
+        self._clock_offset_us = 0  # of the database's clock against this machine's
         self._closing = self._stopped = self._recording = False
         self._retry_at = 0.0
         self._complained_at = float("-inf")
@@ -105,7 +130,10 @@ class Dispatcher:
             for ticket in tickets:
                 if ticket.run_id not in self._known and not self._closing:
                     self._known.add(ticket.run_id)
-                    self._enqueue(ticket)
+                    if ticket.not_before is None:
+                        self._enqueue(ticket)
+                    else:
+                        self._postpone(ticket, self._moment(ticket.not_before))
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -116,6 +144,8 @@ class Dispatcher:
                 self._known.difference_update(ticket.run_id for *_, ticket in lane.entries())
                 lane.waiting.clear()
                 lane.held.clear()
+            self._known.difference_update(ticket.run_id for *_, ticket in self._postponed)
+            self._postponed.clear()
 
     def drain(self, deadline: float) -> bool:
         """Waits until all that was started is on record as ended, at most until `deadline` (monotonic clock).
@@ -142,30 +172,76 @@ class Dispatcher:
         with self._changed:
             return sum(len(lane.entries()) for lane in self._lanes.values())
 
+    def free(self) -> dict[str, int]:
+        """The places of each executor that nothing runs in and nothing waits for."""
+        with self._changed:
+            return {alias: max(0, lane.places - lane.taken - len(lane.waiting)) for alias, lane in self._lanes.items()}
+
+    def give_up(self, room: Mapping[str, int]) -> list[Ticket]:
+        """Takes runs out that wait for a place, the most urgent first, as many as `room` has places by executor."""
+        given: list[Ticket] = []
+        with self._changed:
+            for alias, places in room.items():
+                lane = self._lanes.get(alias)
+                if lane is None or lane.taken < lane.places:
+                    continue
+                for _ in range(min(places, len(lane.waiting))):
+                    given.append(heapq.heappop(lane.waiting)[-1])
+            self._known.difference_update(ticket.run_id for ticket in given)
+        return given
+
+    def stop(self, run_ids: Collection[str], reason: StopReason) -> None:
+        """Asks those of `run_ids` that are in progress here to stop."""
+        with self._changed:
+            tickets = [self._in_progress[run_id] for run_id in run_ids if run_id in self._in_progress]
+        for ticket in tickets:
+            self._stop_run(ticket, reason)
+
+    def _stop_run(self, ticket: Ticket, reason: StopReason) -> None:
+        lane = self._lanes.get(self._lane_of(ticket))
+        if lane is not None:
+            lane.stop(ticket, reason)
+
+    def _lane(self, ticket: Ticket) -> _Lane:
+        # Without an executor of that name here, the default lane's run says so in its ending.
+        return self._lanes.get(self._lane_of(ticket)) or self._lanes["default"]
+
     def _enqueue(self, ticket: Ticket) -> None:
-        # Without an executor of that name here, the first lane's run says so in its ending.
-        lane = self._lanes.get(ticket.executor) or self._lanes["default"]
         entry = (-ticket.priority, ticket.scheduled_for, next(self._order), ticket)
-        heapq.heappush(lane.waiting, entry)
+        heapq.heappush(self._lane(ticket).waiting, entry)
+
+    def _postpone(self, ticket: Ticket, until: float) -> None:
+        heapq.heappush(self._postponed, (until, next(self._order), ticket))
+
+    def _moment(self, at_us: int) -> float:
+        """A moment of the database's clock on the monotonic one."""
+        return time.monotonic() + (at_us - now_us() - self._clock_offset_us) / 1_000_000
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                batch = self._next_batch()
-                while batch is None:
+                while True:
+                    overdue, batch = self._pop_limits(), self._next_batch()
+                    if overdue or batch is not None:
+                        break
                     if self._stopped:
                         return
                     self._changed.wait(self._patience())
-                    batch = self._next_batch()
-                self._recording = True
-            try:
-                opened = self._record(batch)
-            except Exception as error:  # the store is away, locked or full: nothing is forgotten
-                self._complain(batch, error)
-                self._put_back(batch)
-            else:
-                self._complained_at = float("-inf")
-                self._hand_over(batch, opened)
+                self._recording = batch is not None
+            for ticket, reason in overdue:
+                self._stop_run(ticket, reason)
+            if batch is not None:
+                self._process(batch)
+
+    def _process(self, batch: _Batch) -> None:
+        try:
+            recorded = self._record(batch)
+        except Exception as error:  # the store is away, locked or full: nothing is forgotten
+            self._complain(batch, error)
+            self._put_back(batch)
+        else:
+            self._complained_at = float("-inf")
+            self._hand_over(batch, recorded)
 
     def _complain(self, batch: _Batch, error: Exception) -> None:
         # Not at every try: a disk that is full may be the one that the logs are on.
@@ -176,13 +252,32 @@ class Dispatcher:
 
     def _patience(self) -> float | None:
         now = time.monotonic()
+        moments = [self._limits[0][0]] if self._limits else []
         if now < self._retry_at:
-            return self._retry_at - now
-        return max(0.0, self._ends[0][0] + _ENDS_LINGER_S - now) if self._ends else None
+            moments.append(self._retry_at)
+        else:
+            if self._postponed:
+                moments.append(self._postponed[0][0])
+            if self._ends:
+                moments.append(self._ends[0][0] + _ENDS_LINGER_S)
+        return max(0.0, min(moments) - now) if moments else None
+
+    def _pop_limits(self) -> list[tuple[Ticket, StopReason]]:
+        """The runs in progress whose time limit is over by now."""
+        now = time.monotonic()
+        found: list[tuple[Ticket, StopReason]] = []
+        while self._limits and self._limits[0][0] <= now:
+            _, _, ticket, reason = heapq.heappop(self._limits)
+            if ticket.run_id in self._in_progress:
+                found.append((ticket, reason))
+        return found
 
     def _next_batch(self) -> _Batch | None:
-        if time.monotonic() < self._retry_at:
+        now = time.monotonic()
+        if now < self._retry_at:
             return None
+        while self._postponed and self._postponed[0][0] <= now:
+            self._enqueue(heapq.heappop(self._postponed)[-1])
         starts = [] if self._closing else [t for lane in self._lanes.values() for t in self._take(lane)]
         more_wait = any(lane.waiting for lane in self._lanes.values()) and not self._closing
         ends: list[Finish] = []
@@ -210,39 +305,74 @@ class Dispatcher:
             taken.append(ticket)
         return taken
 
-    def _record(self, batch: _Batch) -> Collection[str]:
+    def _record(self, batch: _Batch) -> _Recorded:
         with self._transaction() as connection:
             now = database_now_us(connection)
+            self._clock_offset_us = now - now_us()
             late: list[Ticket] = []
             timely: list[Ticket] = []
+            postponed: dict[str, float] = {}
+            crowded = find_crowded(connection, batch.starts)
             for ticket in batch.starts:
-                (late if _is_too_late(ticket, now) else timely).append(ticket)
+                if is_too_late(ticket, now):
+                    late.append(ticket)
+                elif ticket.not_before is not None and ticket.not_before > now:
+                    postponed[ticket.run_id] = self._moment(ticket.not_before)
+                elif ticket.run_id in crowded:
+                    postponed[ticket.run_id] = time.monotonic() + _CROWDED_S
+                else:
+                    timely.append(ticket)
             opened = record_starts(connection, timely, owner=self._node_id, node=self._node_name, now=now)
-            started_before = record_missed(connection, late, owner=self._node_id, now=now)
-            record_finishes(connection, batch.ends, owner=self._node_id)
-            if lost := [end.ticket.run_id for end in batch.ends if end.outcome == "lost"]:
-                run_again_where_lost(connection, lost, me=self._node_id, now=now)
-        self.lateness_ms.extend((now - ticket.scheduled_for) / 1000 for ticket in timely)
+            announce(
+                connection,
+                (ticket_event("start", t, node=self._node_name) for t in timely if t.run_id in opened),
+                alerts=self._alerts,
+                now=now,
+            )
+            started_before = record_missed(connection, late, owner=self._node_id, now=now, alerts=self._alerts)
+            again = record_finishes(
+                connection, batch.ends, owner=self._node_id, now=now, node=self._node_name, alerts=self._alerts
+            )
+            _reach(batch, "written")
+        _reach(batch, "committed")
+        self.lateness_ms.extend((now - ticket.scheduled_for) / 1000 for ticket in timely if ticket.attempt == 1)
         self.outcomes["missed"] += len(late) - len(started_before)
-        if lost or len(opened) < len(timely):  # second attempts; and a door that is shut may have a newer epoch's key
+        if again or len(opened) < len(timely):  # next attempts; and a shut door may have a newer epoch's key
             self._adopt()
-        return {*opened, *started_before} if started_before else opened
+        return _Recorded({*opened, *started_before} if started_before else opened, postponed)
 
-    def _hand_over(self, batch: _Batch, opened: Collection[str]) -> None:
-        shut = [ticket for ticket in batch.starts if ticket.run_id not in opened]
+    def _hand_over(self, batch: _Batch, recorded: _Recorded) -> None:
+        opened = recorded.opened
+        now = time.monotonic()
         with self._changed:
             self._recording = False
-            for ticket in shut:
-                self._leave(ticket)
+            for ticket in batch.starts:
+                if ticket.run_id in recorded.postponed:
+                    self._leave(ticket, forget=self._closing)
+                    if not self._closing:
+                        self._postpone(ticket, recorded.postponed[ticket.run_id])
+                elif ticket.run_id not in opened:
+                    self._leave(ticket)
+                else:
+                    self._set_limits(ticket, now)
             self._known.difference_update(end.ticket.run_id for end in batch.ends)
             self._changed.notify_all()
         for ticket in batch.starts:
             if ticket.run_id in opened:
                 self._submit(ticket)
 
+    def _set_limits(self, ticket: Ticket, now: float) -> None:
+        limits: tuple[tuple[StopReason, int | None], ...] = (
+            ("soft", ticket.soft_time_limit),
+            ("hard", ticket.time_limit),
+        )
+        for reason, seconds in limits:
+            if seconds is not None:
+                heapq.heappush(self._limits, (now + seconds, next(self._order), ticket, reason))
+
     def _submit(self, ticket: Ticket) -> None:
         self._started(ticket)
-        lane = self._lanes.get(ticket.executor)
+        lane = self._lanes.get(self._lane_of(ticket))
         if lane is None:
             names = ", ".join(self._lanes)
             error = f"executor {ticket.executor!r} is not known to this process; it has: {names}"
@@ -266,8 +396,7 @@ class Dispatcher:
 
     def _leave(self, ticket: Ticket, *, forget: bool = True) -> None:
         """Gives the run's place and instance free."""
-        lane = self._lanes.get(ticket.executor) or self._lanes["default"]
-        lane.taken -= 1
+        self._lane(ticket).taken -= 1
         del self._in_progress[ticket.run_id]
         self._instances[ticket.job_id] -= 1
         if not self._instances[ticket.job_id]:
@@ -292,9 +421,8 @@ class Dispatcher:
                     self._enqueue(ticket)
 
 
-def _is_too_late(ticket: Ticket, now: int) -> bool:
-    return (
-        ticket.kind == "schedule"
-        and ticket.attempt == 1
-        and now > ticket.scheduled_for + ticket.misfire_grace_time * 1_000_000
-    )
+def _reach(batch: _Batch, step: str) -> None:
+    if batch.starts:
+        failpoints.reach(f"start.{step}")
+    if batch.ends:
+        failpoints.reach(f"finish.{step}")

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from app.db.clock import from_us
 from app.ledger import capture
 from app.ledger.runs import Outcome, RunContext, Ticket
+from app.ledger.stopping import RunStopped, StopReason, StopSignal, soft_alarm
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,10 @@ class RunnableTask(Protocol):
     def function(self) -> Callable[..., Any]:
         """The function itself."""
 
+    @property
+    def cpu_bound(self) -> bool:
+        """Whether it would hold the interpreter lock of its process, and needs one of its own."""
+
     def call(self, kwargs: Mapping[str, Any], run: Any) -> Any:
         """Runs it with a job's keyword arguments, as they are stored, and with `run` when it asks for that."""
 
@@ -55,9 +60,22 @@ class Ending:
     reason: str | None = None
 
 
-def execute(ticket: Ticket, *, node: str, resolve: TaskResolver, context: ContextFactory) -> Ending:
-    """Runs the task of a run that was started on record, and never raises: whatever happens is in the ending."""
+def execute(
+    ticket: Ticket,
+    *,
+    node: str,
+    resolve: TaskResolver,
+    context: ContextFactory,
+    stop: StopSignal | None = None,
+    alarm: bool = False,
+) -> Ending:
+    """Runs the task of a run that was started on record, and never raises: whatever happens is in the ending.
+
+    `stop` is how the run is asked to stop. `alarm`: this is the main thread of a process that runs nothing else, and
+    the soft time limit is raised in the task.
+    """
     began = time.monotonic_ns()
+    stop = stop or StopSignal()
     error: str | None = None
     with capture.captured() as log:
         try:
@@ -65,17 +83,50 @@ def execute(ticket: Ticket, *, node: str, resolve: TaskResolver, context: Contex
             if task is None:
                 error = f"task {ticket.task!r} is not known to this process; the job stays in the store"
             else:
-                with context():
-                    task.call(json.loads(ticket.kwargs), _run_context(ticket, node))
+                with context(), soft_alarm(ticket.soft_time_limit if alarm else None, stop):
+                    task.call(json.loads(ticket.kwargs), _run_context(ticket, node, stop))
+        except RunStopped:
+            error = stop_message(stop.reason, ticket)
+            logger.warning("run %s of job %s stopped: %s", ticket.run_id, ticket.job_id, error)
         except BaseException as raised:  # SystemExit too: a task must not end its scheduler
             error = "".join(traceback.format_exception_only(raised)).strip() or type(raised).__name__
             logger.exception("run %s of job %s failed", ticket.run_id, ticket.job_id)
-    return Ending(
-        outcome="success" if error is None else "failed",
-        duration=(time.monotonic_ns() - began) // 1000,
-        error=error,
-        log=log.text(),
-    )
+    return _ending(ticket, stop.reason, error, (time.monotonic_ns() - began) // 1000, log.text())
+
+
+def _ending(ticket: Ticket, stopped: StopReason | None, error: str | None, duration: int, log: str) -> Ending:
+    if stopped == "cancel" and error is not None:
+        return Ending("cancelled", duration, None, log, CANCELLED)
+    if stopped == "cancel":
+        return Ending("success", duration, None, log, "it was to be cancelled and finished all the same")
+    if stopped == "hard" and error is None:
+        # Whoever set the limit must hear of it, though the task came to its end.
+        error = (
+            f"{stop_message(stopped, ticket)}; it went on to its end, because a thread can only be asked to stop "
+            "(the executors process and celery can be killed)"
+        )
+    return Ending("success" if error is None else "failed", duration, error, log)
+
+
+def stop_message(reason: StopReason | None, ticket: Ticket) -> str:
+    """What is on record of a run that stopped for `reason`; None: of its own accord."""
+    if reason == "cancel":
+        return CANCELLED
+    if reason == "soft":
+        return f"it reached its soft time limit of {ticket.soft_time_limit} s"
+    if reason == "hard":
+        return f"it reached its time limit of {ticket.time_limit} s"
+    return "it stopped although nobody asked it to"
+
+
+CANCELLED = "it was cancelled"
+
+
+def killed_ending(ticket: Ticket, reason: StopReason, duration: int) -> Ending:
+    """How a run ended whose process was killed for `reason` after `duration` microseconds."""
+    if reason == "cancel":
+        return Ending("cancelled", duration, None, "", f"{CANCELLED}; its process was killed")
+    return Ending("failed", duration, f"{stop_message(reason, ticket)}; its process was killed", "")
 
 
 def yield_to_others() -> None:
@@ -87,7 +138,7 @@ def yield_to_others() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
-def prepare_process(parent: int, prepare: Callable[[], None]) -> None:
+def prepare_process(parent: int) -> None:
     """The beginning of a child process that runs tasks: captures their output, and dies with its parent.
 
     A child of a scheduler that was killed would otherwise wait for work for ever; its run is called lost.
@@ -97,10 +148,9 @@ def prepare_process(parent: int, prepare: Callable[[], None]) -> None:
         os._exit(1)
     yield_to_others()
     capture.install()
-    prepare()
 
 
-def _run_context(ticket: Ticket, node: str) -> RunContext:
+def _run_context(ticket: Ticket, node: str, stop: StopSignal) -> RunContext:
     return RunContext(
         id=ticket.run_id,
         job_id=ticket.job_id,
@@ -109,4 +159,5 @@ def _run_context(ticket: Ticket, node: str) -> RunContext:
         kind=ticket.kind,
         attempt=ticket.attempt,
         created_by=ticket.created_by,
+        stop=stop,
     )

@@ -18,12 +18,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.clock import from_us, to_us
 from app.db.engines import database_now_us, read_transaction, write_transaction
-from app.db.jobstore_tables import JOB_ID_LENGTH, Row, jobs, run_logs, runs
+from app.db.jobstore_tables import ACTIVE, JOB_ID_LENGTH, Row, jobs, run_logs, runs
 from app.errors import _N, NotFound, PreconditionFailed, ValidationError
-from app.ledger.claim import active_counts, claim, insert_runs
+from app.ledger.claim import active_counts, claim, copied, insert_runs
 from app.ledger.fates import first_moment
 from app.ledger.jobs import SETTINGS, Job, NewJob, UnreadableJob, job_from_row, to_json
 from app.ledger.nodes import Node, list_nodes
+from app.ledger.repeats import RepeatKey, remember
 from app.ledger.run_ids import new_run_id, run_id_floor
 from app.ledger.runs import Run, run_from_row
 
@@ -61,11 +62,13 @@ class Ledger:
     """Jobs and runs in the job store behind `engine`.
 
     A process that runs a scheduler attaches it: runs asked for here are then its own, and it is woken.
-    Elsewhere they belong to nobody until a scheduler adopts them.
+    Elsewhere they belong to nobody until a scheduler adopts them. `alerts`: what goes wrong is announced in the
+    outbox, because somebody delivers it.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, alerts: bool = False) -> None:
         self.engine = engine
+        self.alerts = alerts
         self._owner = ""
         self._wake: Callable[[], None] = lambda: None
         self._shared: tuple[Connection, int] | None = None
@@ -85,7 +88,7 @@ class Ledger:
         Its reads do not see the edits; they are for deciding before the first one.
         """
         with self._edit() as shared:
-            edits = Ledger(self.engine)
+            edits = Ledger(self.engine, alerts=self.alerts)
             edits.attach(self._owner, lambda: None)  # this ledger wakes the loop, after the commit
             edits._shared = shared
             yield edits
@@ -100,9 +103,14 @@ class Ledger:
             return None
         return job_from_row(row, tolerant=True)
 
-    def add_job(self, new: NewJob, by: str) -> Job:
-        """Adds a job; ValidationError when its id is taken, also by a deleted job that can be restored."""
+    def add_job(self, new: NewJob, by: str, *, repeat: RepeatKey | None = None) -> Job:
+        """Adds a job; ValidationError when its id is taken, also by a deleted job that can be restored.
+
+        `repeat` makes a second request with the same key harmless: RepeatedRequest.
+        """
         with self._edit() as (connection, now):
+            if repeat is not None:
+                remember(connection, repeat, resource=new.id, now=now)
             if not _insert_job(connection, new, by=by, now=now):
                 taken = connection.execute(select(jobs.c.is_active).where(jobs.c.id == new.id)).scalar_one_or_none()
                 message = _N("任务 ID 属于一个已删除、仍可恢复的任务") if taken is False else _N("任务 ID 已被占用")
@@ -222,13 +230,24 @@ class Ledger:
 
     # Runs
 
-    def request_run(self, job_id: str, created_by: str, kwargs: Mapping[str, Any] | None = None) -> Run:
+    def request_run(
+        self,
+        job_id: str,
+        created_by: str,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        repeat: RepeatKey | None = None,
+    ) -> Run:
         """Puts a manual run of the job on record, to be started at once, paused and disabled jobs too.
 
-        `kwargs` replace the job's own for this run. NotFound; ValidationError at `max_instances`.
+        `kwargs` replace the job's own for this run. NotFound; ValidationError at `max_instances`. `repeat` makes a
+        second request with the same key harmless: RepeatedRequest.
         """
         with self._edit(job_id) as (connection, now):
             row = _active_row(connection, job_id)
+            run_id = new_run_id(now)
+            if repeat is not None:
+                remember(connection, repeat, resource=run_id, now=now)
             active = active_counts(connection, job_id).get(job_id, 0)
             if active >= row["max_instances"]:
                 raise ValidationError(
@@ -238,7 +257,7 @@ class Ledger:
                     params={"limit": row["max_instances"]},
                 )
             values = {
-                "run_id": new_run_id(now),
+                "run_id": run_id,
                 "job_id": job_id,
                 "kind": "manual",
                 "scheduled_for": now,
@@ -249,19 +268,43 @@ class Ledger:
                 "created_by": created_by,
                 "claimed_at": now,
                 "kwargs": row["kwargs"] if kwargs is None else to_json(dict(kwargs)),
-                **{
-                    name: row[name]
-                    for name in (
-                        *("task", "priority", "executor", "max_instances", "misfire_grace_time"),
-                        "retry_on_loss",
-                    )
-                },
+                "first_run_id": None,
+                "not_before": None,
+                **copied(row),
             }
             if not insert_runs(connection, [values]):  # two requests in the same microsecond
                 values["scheduled_for"] += 1
                 insert_runs(connection, [values])
             stored = connection.execute(select(runs).where(runs.c.run_id == values["run_id"]))
             return run_from_row(stored.mappings().one())
+
+    def cancel_run(self, run_id: str, by: str) -> Run:
+        """Cancels a run that has not ended: at once while it waits; else its node is told, and obeys as soon as its
+        executor can (a thread is asked, a process is killed).
+
+        NotFound; ValidationError when it has ended.
+        """
+        with self._edit() as (connection, now):
+            query = select(runs).where(runs.c.run_id == run_id)
+            row = connection.execute(query.with_for_update()).mappings().one_or_none()
+            if row is None:
+                raise NotFound(_N("执行记录不存在"))
+            if row["outcome"] not in ACTIVE:
+                raise ValidationError(
+                    _N("该执行已结束（%(outcome)s），无法取消"),
+                    field="run_id",
+                    value=run_id,
+                    accepted=_N("等待中或运行中的执行"),
+                    params={"outcome": row["outcome"]},
+                )
+            values: dict[str, Any] = {}
+            if row["cancel_requested_at"] is None:
+                values = {"cancel_requested_at": now, "cancel_requested_by": by}
+            if row["outcome"] == "pending":
+                values |= {"outcome": "cancelled", "finished_at": now, "reason": "cancelled before it began"}
+            if values:
+                connection.execute(update(runs).where(runs.c.run_id == run_id).values(values))
+            return run_from_row(connection.execute(query).mappings().one())
 
     def purge_runs(self, older_than: datetime, batch: int = 5000) -> int:
         """Drops runs claimed before `older_than` that have ended, with their logs; their number.
@@ -324,7 +367,7 @@ class Ledger:
 
     def _settle(self, connection: Connection, job_id: str, now: int) -> None:
         """Claims every moment of the job that is due, however many looks that takes."""
-        while claim(connection, owner=self._owner, now=now, only=job_id).more_due:
+        while claim(connection, owner=self._owner, now=now, only=job_id, alerts=self.alerts).more_due:
             pass
 
 

@@ -26,7 +26,8 @@ KEEP_SILENT_S = 86_400
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """A scheduler process, or a worker of the Celery fleet, as the store knows it; `stats` is what it last told of itself."""
+    """A scheduler process, or a worker of the Celery fleet, as the store knows it; `stats` is what it last told
+    of itself."""
 
     node_id: str
     kind: NodeKind
@@ -58,14 +59,16 @@ class LockFile:
     """A file that this process holds locked for as long as it lives.
 
     The kernel frees the lock when the process dies, whatever killed it; process ids and boot ids prove
-    nothing, because they repeat among containers that share a volume.
+    nothing, because they repeat among containers that share a volume. `text` is for whoever reads the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, text: str = "") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, text.encode())
 
     def release(self) -> None:
         """Frees the lock and removes the file."""
@@ -82,7 +85,7 @@ def is_proof_of_death(lock_file: str | None) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look at once are no proof of life
     except OSError:
         return False
     finally:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, insert, select, update
 from app.db.clock import from_us
 from app.db.jobstore_tables import Row, jobs, outbox
 from app.ledger.run_ids import new_run_id
+from app.ledger.runs import Ticket
 
 LOG_TAIL = 10_000
 """Characters of a run's log that its ping carries, the last ones."""
@@ -109,6 +110,30 @@ def _row(kind: str, payload: dict[str, Any], now: int, *, url: str | None = None
         "created_at": now,
         "next_try_at": now,
     }
+
+
+def ticket_event(
+    kind: EventKind,
+    ticket: Ticket,
+    *,
+    node: str | None = None,
+    reason: str | None = None,
+    error: str | None = None,
+    log: str = "",
+) -> Event:
+    """An event of the run in `ticket`."""
+    return Event(
+        kind=kind,
+        job_id=ticket.job_id,
+        run_id=ticket.run_id,
+        task=ticket.task,
+        scheduled_for=ticket.scheduled_for,
+        attempt=ticket.attempt,
+        node=node,
+        reason=reason,
+        error=error,
+        log=log,
+    )
 
 
 def lost_events(rows: Sequence[Row], *, reason: str) -> list[Event]:

@@ -6,12 +6,16 @@ Many starts and ends share one commit, because a commit waits for the disk and a
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, Text, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db.jobstore_tables import run_logs, runs
-from app.ledger.runs import Outcome, Ticket
+from app.db.jobstore_tables import IS_ACTIVE, run_logs, runs
+from app.ledger.claim import find_crowded, insert_runs
+from app.ledger.outbox import Event, EventKind, announce, ticket_event
+from app.ledger.retries import after_failure, after_loss
+from app.ledger.runs import TICKET_COLUMNS, Outcome, Ticket, is_too_late
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,11 @@ _DOOR = (
 _START = update(runs).where(*_DOOR).values(outcome="running", started_at=bindparam("b_now"), node=bindparam("b_node"))
 _MISS = (
     update(runs).where(*_DOOR).values(outcome="missed", finished_at=bindparam("b_now"), reason=bindparam("b_reason"))
+)
+_TAKE = (
+    update(runs)
+    .where(*_DOOR)
+    .values(outcome="running", started_at=bindparam("b_now"), node=bindparam("b_node"), owner=bindparam("b_worker"))
 )
 _REASON = bindparam("b_reason", type_=Text())
 _END_VALUES = {
@@ -96,8 +105,10 @@ def record_starts(
     return _on_record_as_started(connection, tickets, owner)
 
 
-def record_missed(connection: Connection, tickets: Sequence[Ticket], *, owner: str, now: int) -> Collection[str]:
-    """Records claimed runs that could not be started within their grace time.
+def record_missed(
+    connection: Connection, tickets: Sequence[Ticket], *, owner: str, now: int, alerts: bool = False
+) -> Collection[str]:
+    """Records claimed runs that could not be started within their grace time; `alerts`: and announces them.
 
     Gives the run ids of those whose start is on record after all, by an earlier commit of unknown fate: the caller
     starts them, as nobody else will.
@@ -108,13 +119,68 @@ def record_missed(connection: Connection, tickets: Sequence[Ticket], *, owner: s
             "b_owner": owner,
             "b_epoch": ticket.epoch,
             "b_now": now,
-            "b_reason": f"claimed, but not started within the grace time of {ticket.misfire_grace_time} s",
+            "b_reason": _late_reason(ticket),
         }
         for ticket in tickets
     ]
-    if not rows or connection.execute(_MISS, rows).rowcount == len(rows):
+    if not rows:
         return ()
-    return _on_record_as_started(connection, tickets, owner)
+    started: Collection[str] = ()
+    if connection.execute(_MISS, rows).rowcount != len(rows):
+        started = _on_record_as_started(connection, tickets, owner)
+    missed = (ticket for ticket in tickets if ticket.run_id not in started)
+    announce(connection, [ticket_event("missed", t, reason=_late_reason(t)) for t in missed], alerts=alerts, now=now)
+    return started
+
+
+def _late_reason(ticket: Ticket) -> str:
+    return f"claimed, but not started within the grace time of {ticket.misfire_grace_time} s"
+
+
+def take(
+    connection: Connection,
+    *,
+    run_id: str,
+    owner: str,
+    epoch: int,
+    worker: str,
+    node: str,
+    now: int,
+    alerts: bool = False,
+) -> Ticket | None:
+    """Opens the door for a worker: the run, pending and `owner`'s at `epoch`, becomes the node `worker`'s, running.
+
+    None when it may not be started: it was taken, handed on or cancelled before, an instance of its job must end
+    first, or it is later than its grace time, which is then on record. A run that is on record as this worker's own
+    at `epoch` is given again: the commit of an earlier try was of unknown fate.
+    """
+    columns = [runs.c[name] for name in TICKET_COLUMNS]
+    row = connection.execute(select(*columns, runs.c.owner, runs.c.outcome).where(runs.c.run_id == run_id)).mappings()
+    found = row.one_or_none()
+    if found is None or found["epoch"] != epoch:
+        return None
+    ticket = Ticket(**{name: found[name] for name in TICKET_COLUMNS})
+    if found["outcome"] == "running" and found["owner"] == worker:
+        return ticket
+    if found["outcome"] != "pending" or found["owner"] != owner or find_crowded(connection, [ticket]):
+        return None
+    if is_too_late(ticket, now):
+        record_missed(connection, [ticket], owner=owner, now=now, alerts=alerts)
+        return None
+    door = {"b_run_id": run_id, "b_owner": owner, "b_epoch": epoch}
+    opened = connection.execute(_TAKE, {**door, "b_now": now, "b_node": node, "b_worker": worker})
+    if opened.rowcount != 1:
+        return None
+    announce(connection, [ticket_event("start", ticket, node=node)], alerts=alerts, now=now)
+    return ticket
+
+
+def cancellations(connection: Connection, *, owner: str) -> set[str]:
+    """The running runs of `owner` that somebody wants cancelled."""
+    query = select(runs.c.run_id).where(
+        IS_ACTIVE, runs.c.owner == owner, runs.c.outcome == "running", runs.c.cancel_requested_at.is_not(None)
+    )
+    return set(connection.execute(query).scalars())
 
 
 def _on_record_as_started(connection: Connection, tickets: Iterable[Ticket], owner: str) -> Collection[str]:
@@ -125,13 +191,25 @@ def _on_record_as_started(connection: Connection, tickets: Iterable[Ticket], own
     return {run_id for run_id, epoch in connection.execute(query) if epochs[run_id] == epoch}
 
 
-def record_finishes(connection: Connection, finishes: Sequence[Finish], *, owner: str) -> None:
-    """Records ends. One that comes twice, because a commit's fate was unknown, changes nothing.
+def record_finishes(
+    connection: Connection,
+    finishes: Sequence[Finish],
+    *,
+    owner: str,
+    now: int,
+    node: str | None = None,
+    next_owner: str | None = None,
+    alerts: bool = False,
+) -> list[Ticket]:
+    """Records ends of runs of the node `owner`, whose name is `node`. One that comes twice, because a commit's fate
+    was unknown, changes nothing.
 
-    A run that was presumed lost meanwhile keeps its real end, with a remark, unless it was run again.
+    A run that was presumed lost meanwhile keeps its real end, with a remark, unless it was run again. One that failed
+    or was lost and has an attempt left gets its next one, in the same transaction: gives the tickets of these, which
+    are `next_owner`'s (`owner`'s when left out; empty: anybody's).
     """
     if not finishes:
-        return
+        return []
     rows = [_end_row(finish, owner) for finish in finishes]
     logs = [{"run_id": finish.ticket.run_id, "log": _storable(finish.log)} for finish in finishes if finish.log]
     result = connection.execute(_FINISH, rows)
@@ -140,6 +218,55 @@ def record_finishes(connection: Connection, finishes: Sequence[Finish], *, owner
     if logs:
         dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
         connection.execute(dialect.insert(run_logs).on_conflict_do_nothing(), logs)
+    again = _next_attempts(connection, finishes, owner, owner if next_owner is None else next_owner, now)
+    tickets = insert_runs(connection, list(again.values()))
+    announce(connection, _end_events(finishes, again, node), alerts=alerts, now=now)
+    return tickets
+
+
+def _next_attempts(
+    connection: Connection, finishes: Sequence[Finish], owner: str, next_owner: str, now: int
+) -> dict[str, dict[str, Any]]:
+    """The rows of the attempts that follow, by the id of the run that each repeats."""
+    wanted = [
+        finish.ticket.run_id
+        for finish in finishes
+        if finish.outcome == "lost"
+        or (finish.outcome == "failed" and finish.ticket.attempt < finish.ticket.max_attempts)
+    ]
+    if not wanted:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    # As they are on record: one that was lost long ago and run again is none of ours to repeat.
+    ended = select(runs).where(
+        runs.c.run_id.in_(wanted),
+        runs.c.owner == owner,
+        runs.c.outcome.in_(("failed", "lost")),
+        runs.c.cancel_requested_at.is_(None),
+    )
+    for row in connection.execute(ended).mappings():
+        after = after_failure if row["outcome"] == "failed" else after_loss
+        if (again := after(row, owner=next_owner, now=now)) is not None:
+            found[row["run_id"]] = again
+    return found
+
+
+_EVENT_KINDS: dict[str, EventKind] = {"success": "success", "failed": "failed", "lost": "lost"}
+
+
+def _end_events(finishes: Sequence[Finish], again: Collection[str], node: str | None) -> list[Event]:
+    return [
+        ticket_event(
+            _EVENT_KINDS[finish.outcome],
+            finish.ticket,
+            node=node,
+            reason=finish.reason,
+            error=None if finish.error is None else _storable(finish.error[:ERROR_LENGTH]),
+            log=_storable(finish.log),
+        )
+        for finish in finishes
+        if finish.outcome in _EVENT_KINDS and not (finish.outcome == "failed" and finish.ticket.run_id in again)
+    ]
 
 
 def _end_row(finish: Finish, owner: str) -> dict[str, object]:

@@ -10,14 +10,14 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import Connection, select, update
 
 from app.db.jobstore_tables import IS_ACTIVE, Row, runs
 from app.ledger.claim import insert_runs
 from app.ledger.nodes import LIVING, Node, is_proof_of_death, list_nodes, mark_dead
-from app.ledger.run_ids import new_run_id
+from app.ledger.outbox import announce, lost_events
+from app.ledger.retries import after_loss
 from app.ledger.runs import TICKET_COLUMNS, Ticket
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ class Suspects:
     silent: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
     dead: list[Node] = field(default_factory=list)
+    peers: list[Node] = field(default_factory=list)
+    """The other schedulers that answer: not suspects, but who is left to share the work with."""
 
     def __bool__(self) -> bool:
         return bool(self.silent or self.dead)
@@ -92,6 +94,14 @@ def find_suspects(connection: Connection, *, me: str, silence: Silence, lost_aft
         dead=[node for node in known.values() if node.state in LIVING and is_proof_of_death(node.lock_file)]
     )
     dead = {node.node_id for node in suspects.dead}
+    suspects.peers = [
+        node
+        for node in known.values()
+        if node.kind == "scheduler"
+        and node.state == "running"
+        and node.node_id not in dead
+        and silent_s[node.node_id] < PENDING_AFTER_S
+    ]
     owners = connection.execute(select(runs.c.owner).where(IS_ACTIVE, runs.c.owner != me).distinct()).scalars()
     for owner in owners:
         node = known.get(owner)
@@ -102,10 +112,11 @@ def find_suspects(connection: Connection, *, me: str, silence: Silence, lost_aft
     return suspects
 
 
-def recover(connection: Connection, *, me: str, suspects: Suspects, now: int) -> Recovered:
+def recover(connection: Connection, *, me: str, suspects: Suspects, now: int, alerts: bool = False) -> Recovered:
     """Takes over the pending runs of the silent owners and calls the running runs of those gone lost.
 
-    A lost run of a job with `retry_on_loss` gets a second attempt, a row of its own, owned by this node.
+    A lost run of a job with `retry_on_loss` gets another attempt, a row of its own, owned by this node. `alerts`: lost
+    runs are announced.
     """
     found = Recovered()
     if suspects.silent:
@@ -119,6 +130,7 @@ def recover(connection: Connection, *, me: str, suspects: Suspects, now: int) ->
         for row in lost:
             logger.error("run %s of job %s is lost: its node %s is gone", row["run_id"], row["job_id"], row["node"])
         _run_again(connection, lost, owner=me, now=now)
+        announce(connection, lost_events(lost, reason=reason), alerts=alerts, now=now)
     found.tickets = own_pending(connection, me=me)
     return found
 
@@ -139,20 +151,25 @@ def hand_back(connection: Connection, *, me: str) -> None:
     )
 
 
-def release(connection: Connection, *, me: str, now: int) -> None:
+def hand_over(connection: Connection, run_ids: Collection[str], *, me: str, to: str) -> None:
+    """Gives pending runs of this node to the node `to`, which has a place for them and looks for such gifts."""
+    connection.execute(
+        update(runs)
+        .where(runs.c.run_id.in_(run_ids), runs.c.outcome == "pending", runs.c.owner == me)
+        .values(owner=to, epoch=runs.c.epoch + 1)
+    )
+
+
+def release(connection: Connection, *, me: str, now: int, alerts: bool = False) -> None:
     """The end of an orderly stop: hands back what never started, calls lost what could not finish.
 
-    The second attempt of a lost run, where its job wants one, is for the next node that looks.
+    The next attempt of a lost run, where its job wants one, is for the next node that looks.
     """
     hand_back(connection, me=me)
-    lost = _call_lost(connection, {me}, reason="its node was stopped before it ended", now=now)
+    reason = "its node was stopped before it ended"
+    lost = _call_lost(connection, {me}, reason=reason, now=now)
     _run_again(connection, lost, owner="", now=now)
-
-
-def run_again_where_lost(connection: Connection, run_ids: Collection[str], *, me: str, now: int) -> None:
-    """Gives a second attempt, owned by this node, to those of its own runs that ended as lost and may have one."""
-    lost = connection.execute(select(runs).where(runs.c.run_id.in_(run_ids), runs.c.outcome == "lost"))
-    _run_again(connection, lost.mappings().all(), owner=me, now=now)
+    announce(connection, lost_events(lost, reason=reason), alerts=alerts, now=now)
 
 
 def _call_lost(connection: Connection, owners: Collection[str], *, reason: str, now: int) -> Sequence[Row]:
@@ -168,9 +185,8 @@ def _call_lost(connection: Connection, owners: Collection[str], *, reason: str, 
 
 
 def _run_again(connection: Connection, lost: Iterable[Row], *, owner: str, now: int) -> None:
-    # Once: a task that takes its process with it would do so for ever.
-    again = [row for row in lost if row["retry_on_loss"] and row["attempt"] == 1]
-    insert_runs(connection, [_second_attempt(row, owner, now) for row in again])
+    attempts = (after_loss(row, owner=owner, now=now) for row in lost)
+    insert_runs(connection, [attempt for attempt in attempts if attempt is not None])
 
 
 def _take_over(connection: Connection, *, me: str, owners: set[str]) -> None:
@@ -181,21 +197,3 @@ def _take_over(connection: Connection, *, me: str, owners: set[str]) -> None:
     )
     if taken.rowcount:
         logger.warning("took over %d pending runs of nodes that do not answer", taken.rowcount)
-
-
-def _second_attempt(row: Row, owner: str, now: int) -> dict[str, Any]:
-    again = dict(row)
-    again.update(
-        run_id=new_run_id(now),
-        attempt=row["attempt"] + 1,
-        outcome="pending",
-        owner=owner,
-        epoch=1,
-        reason=f"run again because run {row['run_id']} was lost",
-        error=None,
-        node=None,
-        claimed_at=now,
-        started_at=None,
-        finished_at=None,
-    )
-    return again

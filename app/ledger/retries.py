@@ -18,23 +18,30 @@ def delay_s(attempt: int, retry_delay: int) -> float:
     Exponential backoff: `retry_delay` doubles with each attempt.
     """
     longest = max(LONGEST_DELAY_S, retry_delay)
-    doubled = min(longest, retry_delay * 2 ** min(attempt - 1, 20))
+    doubled = min(longest, retry_delay << min(attempt - 1, 20))
     return doubled * (1 + random.uniform(0, JITTER))  # noqa: S311 - spread, not secrecy
 
 
-def may_fail_again(*, attempt: int, max_attempts: int) -> bool:
-    """Whether a run that failed has an attempt left."""
-    return attempt < max_attempts
+def after_failure(row: Row, *, owner: str, now: int) -> dict[str, Any]:
+    """The attempt that follows the failed run in `row` of `runs`, after its delay; `now` in microseconds."""
+    delay = delay_s(row["attempt"], row["retry_delay"])
+    reason = f"attempt {row['attempt'] + 1} of {row['max_attempts']}, {delay:.0f} s after run {row['run_id']} failed"
+    return _next_attempt(row, owner=owner, now=now, not_before=now + round(delay * 1_000_000), reason=reason)
 
 
-def may_be_lost_again(row: Row) -> bool:
-    """Whether a lost run (a row of `runs`) is run again: only where its job says so, because nobody knows how far it
-    came; once where no attempts are allowed, as a task that takes its process with it would do so for ever."""
-    return bool(row["retry_on_loss"]) and row["attempt"] < max(2, row["max_attempts"])
+def after_loss(row: Row, *, owner: str, now: int) -> dict[str, Any] | None:
+    """The attempt that follows the lost run in `row`, at once; None when there is none.
+
+    Only where its job says `retry_on_loss`, because nobody knows how far it came; once where no further attempts are
+    allowed, as a task that takes its process with it would do so for ever; never when somebody wanted it cancelled.
+    """
+    if not row["retry_on_loss"] or row["attempt"] >= max(2, row["max_attempts"]) or row["cancel_requested_at"]:
+        return None
+    reason = f"run again because run {row['run_id']} was lost"
+    return _next_attempt(row, owner=owner, now=now, not_before=None, reason=reason)
 
 
-def next_attempt(row: Row, *, owner: str, now: int, not_before: int | None, reason: str) -> dict[str, Any]:
-    """The row of the attempt that follows the one in `row`; `now` and `not_before` in microseconds."""
+def _next_attempt(row: Row, *, owner: str, now: int, not_before: int | None, reason: str) -> dict[str, Any]:
     again = dict(row)
     again.update(
         run_id=new_run_id(now),

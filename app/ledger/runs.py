@@ -1,11 +1,12 @@
 """Runs: what every fire leaves behind, and what a task is told of its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
 from app.db.clock import from_us
 from app.db.jobstore_tables import Row
+from app.ledger.stopping import RunStopped, StopSignal
 
 Outcome = Literal["pending", "running", "success", "failed", "lost", "cancelled", "missed", "coalesced", "skipped"]
 Kind = Literal["schedule", "manual"]
@@ -81,7 +82,10 @@ def run_from_row(row: Row) -> Run:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContext:
-    """What a task that asks for `run` is given. `id` is unique to this start: an idempotency key."""
+    """What a task that asks for `run` is given. `id` is unique to this start: an idempotency key.
+
+    A task that may take long looks at `stop_requested`, or calls `check()`, from time to time.
+    """
 
     id: str
     job_id: str
@@ -90,6 +94,17 @@ class RunContext:
     kind: Kind
     attempt: int
     created_by: str
+    stop: StopSignal = field(default_factory=StopSignal, repr=False, compare=False)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the run was cancelled or has reached a time limit, and should end soon."""
+        return self.stop.requested
+
+    def check(self) -> None:
+        """Raises RunStopped when the run should end; a task lets it through."""
+        if self.stop.requested:
+            raise RunStopped("the run was asked to stop")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +130,16 @@ class Ticket:
     time_limit: int | None = None  # seconds
     first_run_id: str | None = None
     not_before: int | None = None  # microseconds since the epoch
+
+
+def is_too_late(ticket: Ticket, now: int) -> bool:
+    """Whether a claimed run is past its grace time at `now` (microseconds). A later attempt and a run that somebody
+    asked for never are."""
+    return (
+        ticket.kind == "schedule"
+        and ticket.attempt == 1
+        and now > ticket.scheduled_for + ticket.misfire_grace_time * 1_000_000
+    )
 
 
 TICKET_COLUMNS = tuple(Ticket.__dataclass_fields__)

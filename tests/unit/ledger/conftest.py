@@ -33,6 +33,7 @@ class SampleTask:
     function: Callable[..., Any]
     wants_run: bool = False
     func_ref: str = "tests.unit.ledger.conftest:SampleTask"
+    cpu_bound: bool = False
 
     def call(self, kwargs: Mapping[str, Any], run: Any) -> Any:
         return self.function(**kwargs, **({"run": run} if self.wants_run else {}))
@@ -98,7 +99,6 @@ def start_node(store: Store, tmp_path: Path) -> Iterator[Callable[..., LedgerSch
             "processes": 1,
             "lost_after_s": 3.0,
             "locks_dir": tmp_path / "locks",
-            "prepare_child": _nothing,
             "run_in_child": _refuse,
         }
         paused = options.pop("paused", False)
@@ -111,10 +111,6 @@ def start_node(store: Store, tmp_path: Path) -> Iterator[Callable[..., LedgerSch
     for scheduler in started:
         if scheduler.running:
             scheduler.stop(2)
-
-
-def _nothing() -> None:
-    """Prepares a child process that needs no preparation."""
 
 
 def _refuse(ticket: Ticket) -> Any:

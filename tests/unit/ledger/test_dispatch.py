@@ -16,6 +16,7 @@ from app.db.engines import write_transaction
 from app.db.jobstore_tables import runs
 from app.ledger import Ending, Ticket
 from app.ledger.dispatch import Dispatcher
+from app.ledger.stopping import StopReason
 
 from .conftest import Store, wait_until
 
@@ -48,16 +49,19 @@ class Bench:
     adoptions: int = 0
     failures: list[Exception] = field(default_factory=list)
     outage: bool = False
+    stops: list[tuple[str, StopReason]] = field(default_factory=list)
 
     def dispatcher(self, places: int = 64) -> Dispatcher:
         return Dispatcher(
             node_id="n1",
             node_name="n1",
-            lanes={"default": (places, self._submit)},
+            lanes={"default": (places, self._submit, self._stop)},
+            lane_of=lambda ticket: ticket.executor,
             transaction=self._transaction,
             started=lambda _ticket: None,
             ended=lambda _ticket, _ending: None,
             adopt=self._adopt,
+            alerts=False,
         )
 
     def end(self, run_id: str, outcome: str = "success") -> None:
@@ -66,6 +70,9 @@ class Bench:
     def _submit(self, given: Ticket, end: Callable[[Ending], None]) -> None:
         self.ends[given.run_id] = end
         self.submitted.append(given)
+
+    def _stop(self, given: Ticket, reason: StopReason) -> None:
+        self.stops.append((given.run_id, reason))
 
     def _adopt(self) -> None:
         self.adoptions += 1

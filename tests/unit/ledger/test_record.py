@@ -36,7 +36,7 @@ def start(store: Store, *tickets: Ticket, owner: str = "n1") -> Collection[str]:
 def finish(store: Store, ticket: Ticket, owner: str = "n1", **fields: Any) -> None:
     values: dict[str, Any] = {"outcome": "success", "duration": 5, **fields}
     with write_transaction(store.engine) as connection:
-        record_finishes(connection, [Finish(ticket, **values)], owner=owner)
+        record_finishes(connection, [Finish(ticket, **values)], owner=owner, now=T1)
 
 
 def set_run(store: Store, **values: Any) -> None:
