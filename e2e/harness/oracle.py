@@ -29,7 +29,10 @@ SEEN_OUTSIDE = frozenset({"success", "failed"})
 
 @dataclass(frozen=True)
 class Start:
-    """One line of the outside log: `job_id` was started for `scheduled_for`, at `time` (epoch seconds)."""
+    """One line of the outside log: `job_id` was started for `scheduled_for`, at `time` (epoch seconds).
+
+    `uptime` is the same moment by the machine's monotonic clock, where the line tells it.
+    """
 
     run_id: str
     job_id: str
@@ -38,6 +41,7 @@ class Start:
     time: float
     kind: str = "schedule"
     attempt: int = 1
+    uptime: float | None = None
 
 
 def parse_moment(text: str) -> datetime:
@@ -71,6 +75,7 @@ def read_log(path: Path, event: str = "start") -> list[Start]:
                     time=entry["time"],
                     kind=entry["kind"],
                     attempt=entry["attempt"],
+                    uptime=entry.get("uptime"),
                 )
             )
     return starts

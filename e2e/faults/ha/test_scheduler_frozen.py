@@ -1,0 +1,82 @@
+"""A scheduler freezes and goes on later: the others take over, and what it still wanted to start is refused."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import AbstractContextManager
+
+import pytest
+from docker.models.containers import Container
+
+from e2e.harness.faults import (
+    extra_scheduler,
+    node_of,
+    oldest_open_transaction_s,
+    paused,
+    signal_scheduler,
+    stopped_worker,
+    wait_until_node,
+)
+from e2e.harness.probes import Probes, let_pass
+from e2e.harness.stack import Stack
+from e2e.harness.waiting import wait_until
+
+LIMIT_S = 3.0
+#: PostgreSQL ends a transaction that is left open after less than this; then the row is free.
+ROW_FREE_S = 3.0
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("how", ["docker pause", "SIGSTOP"])
+@pytest.mark.parametrize("seconds", [6, pytest.param(30, marks=pytest.mark.faults_long)])
+def test_others_go_on_and_stale_starts_are_refused(
+    ha_stack: Stack, probes: Probes, schedulers: list[Container], how: str, seconds: int
+) -> None:
+    frozen = schedulers[0]
+    with probes.watch("scheduler frozen", f"{how}, {seconds} s, one of two schedulers", limit="3 s") as watch:
+        watch.strike()
+        freeze: AbstractContextManager[None] = (
+            paused(frozen) if how == "docker pause" else stopped_worker(ha_stack, frozen)
+        )
+        with freeze:
+            let_pass(seconds)
+        watch.heal()
+        wait_until_node(ha_stack, frozen)
+    watch.check()
+    assert watch.next_fire_late <= LIMIT_S, watch.measurement
+    assert max(watch.lateness(not_by=node_of(frozen))) <= LIMIT_S, watch.measurement
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("point", ["claim.written", "start.written", "finish.written"])
+def test_frozen_inside_a_transaction_withholds_its_rows_no_longer_than_three_seconds(
+    ha_stack: Stack, probes: Probes, schedulers: list[Container], point: str
+) -> None:
+    """A third scheduler stops itself between the last statement and the commit."""
+    how = f"SIGSTOP at {point}, one of three schedulers"
+    with (
+        probes.watch("scheduler frozen inside a transaction", how, limit="3 s") as watch,
+        extra_scheduler(ha_stack, {"FAIL_POINTS": f"{point}=freeze@1"}) as frozen,
+    ):
+        watch.strike()
+        stopped = f"fail point {point}: freeze"
+        wait_until("it freezes", lambda: stopped in frozen.logs().decode(errors="replace"), within=30, every=0.05)
+        watch.struck = None
+        watch.strike()
+        wait_until("its transaction is open", lambda: oldest_open_transaction_s(ha_stack), within=1, every=0.05)
+        held = [oldest_open_transaction_s(ha_stack)]
+
+        def oldest() -> float:
+            held.append(oldest_open_transaction_s(ha_stack))
+            return held[-1]
+
+        wait_until("its transaction is ended", oldest, lambda seconds: seconds == 0.0, within=20, every=0.1)
+        let_pass(2)
+        # Awake again, it finds its transaction gone and its doors shut.
+        signal_scheduler(ha_stack, frozen, "worker", signal.SIGCONT)
+        watch.heal()
+        let_pass(1)
+    watch.check()
+    assert max(held) <= ROW_FREE_S, held
+    assert watch.next_fire_late <= LIMIT_S, watch.measurement
+    assert max(watch.lateness(not_by=node_of(frozen))) <= LIMIT_S, watch.measurement
