@@ -7,6 +7,7 @@ import sys
 from app import create_app
 from app.db.engines import DamagedDatabase
 from app.db.migrate import NewerSchema
+from app.db.reach import StoreUnusable
 from app.default_jobs import DefaultJobsError
 from app.settings import SettingsError
 
@@ -14,7 +15,7 @@ GUNICORN_APP_LOAD_ERROR = 4  # makes Gunicorn's master give up at once instead o
 
 try:
     application = create_app()
-except (SettingsError, DefaultJobsError, DamagedDatabase, NewerSchema) as error:
+except (SettingsError, DefaultJobsError, DamagedDatabase, NewerSchema, StoreUnusable) as error:
     # Mistakes of whoever operates it: one line says what to do; a traceback would bury it.
     sys.stderr.write(f"{error}\n")
     sys.exit(GUNICORN_APP_LOAD_ERROR)

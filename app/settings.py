@@ -63,6 +63,7 @@ class Settings:
     scheduler_ping_url: str | None = field(repr=False)  # the scheduler's own dead-man ping
     trusted_proxies: tuple[str, ...]
     scheduler_threads: int  # threads of the executor `default`
+    worker_concurrency: int  # processes of a worker of the fleet
     lost_after_s: float  # silence of a node after which its running runs are called lost
     drain_s: float  # how long a stopping scheduler waits for its running runs
     run_retention_days: int
@@ -103,6 +104,7 @@ class Settings:
             scheduler_ping_url=reader.web_address("SCHEDULER_PING_URL"),
             trusted_proxies=reader.networks("TRUSTED_PROXIES"),
             scheduler_threads=reader.whole("SCHEDULER_THREADS", 64, 1, 1024),
+            worker_concurrency=reader.whole("WORKER_CONCURRENCY", 4, 1, 256),
             lost_after_s=reader.seconds("LOST_AFTER_SECONDS", 30.0, 3.0, 86_400.0),
             drain_s=reader.seconds("DRAIN_SECONDS", 30.0, 0.0, 3600.0),
             run_retention_days=reader.whole("RUN_RETENTION_DAYS", 90, 1, 36_500),

@@ -33,6 +33,7 @@ from werkzeug.exceptions import (
 )
 
 from app.api.v1 import envelope
+from app.db.reach import is_out_of_reach
 from app.errors import (
     _N,
     AuthenticationRequired,
@@ -74,9 +75,7 @@ def init_error_handlers(app: Flask) -> None:
     app.register_error_handler(HTTPError, _on_input_error)
     app.register_error_handler(pydantic.ValidationError, _on_pydantic_error)
     app.register_error_handler(HTTPException, _on_http_exception)
-    # Locked, full, out of reach, or no connection free in time: waiting helps.
-    for kind in (exc.OperationalError, exc.InterfaceError, exc.TimeoutError):
-        app.register_error_handler(kind, _on_store_error)
+    app.register_error_handler(exc.SQLAlchemyError, _on_store_error)
     app.register_error_handler(Exception, _on_unforeseen)
 
 
@@ -120,6 +119,8 @@ def _as_domain_error(error: HTTPException) -> tuple[DomainError, int | None]:
 
 
 def _on_store_error(error: exc.SQLAlchemyError) -> Response:
+    if not is_out_of_reach(error):
+        return _on_unforeseen(error)
     log.error("store out of reach", path=request.path, exc_info=error)
     return _answer(ServiceUnavailable(_N("数据库暂时不可用，请稍后重试")))
 

@@ -6,15 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import SQLAlchemyError
 
+from app.db.reach import is_out_of_reach
 from app.errors import InternalError, ServiceUnavailable
 
 logger = logging.getLogger(__name__)
-
-OUT_OF_REACH = (OperationalError, InterfaceError, PoolTimeout)
-"""Locked, full, disconnected, no free connection: trying again later helps."""
 
 
 @contextmanager
@@ -25,9 +22,9 @@ def store_failures(message: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except OUT_OF_REACH as error:
-        logger.error("the store is out of reach: %s", error)
-        raise ServiceUnavailable(message) from error
     except SQLAlchemyError as error:
+        if is_out_of_reach(error):
+            logger.error("the store is out of reach: %s", error)
+            raise ServiceUnavailable(message) from error
         logger.exception("the store failed")
         raise InternalError(message) from error
