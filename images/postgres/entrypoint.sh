@@ -32,7 +32,7 @@ make_database() {
   echo 'host all all all scram-sha-256' >> "$making/pg_hba.conf"
   echo "listen_addresses = '*'" >> "$making/postgresql.conf"
   if [[ $name != postgres ]]; then
-    echo "CREATE DATABASE \"$name\"" | postgres --single -D "$making" postgres > /dev/null
+    echo "CREATE DATABASE \"$name\"" | postgres --single -D "$making" -c log_checkpoints=off postgres > /dev/null
   fi
   mv "$making" "$PGDATA"
 }
