@@ -12,6 +12,7 @@ from sqlalchemy import Engine, inspect
 
 from app.alerts import Delivery
 from app.default_jobs import load_default_jobs
+from app.fleet.sender import Sender, open_broker
 from app.ledger import Ending, LedgerScheduler, ReloadReport, Ticket, capture, execute, failpoints
 from app.runtime import Runtime, current_runtime, runtime_of
 from app.settings import Settings
@@ -62,6 +63,7 @@ def start_scheduler(app: Flask) -> LedgerScheduler:
     logger.info("default jobs: %s added, %s updated, %s kept", len(report.added), len(report.updated), len(report.kept))
     for job_id in report.unknown:
         logger.warning("job %s is no longer in %s; it stays until a reload", job_id, settings.scheduler_tasks_file)
+    fleet = Sender(partial(open_broker, settings.celery_broker_url)) if settings.celery_broker_url else None
     scheduler = LedgerScheduler(
         runtime.ledger,
         resolve=runtime.tasks.get,
@@ -74,8 +76,11 @@ def start_scheduler(app: Flask) -> LedgerScheduler:
         lost_after_s=settings.lost_after_s,
         locks_dir=settings.locks_dir,
         run_in_child=partial(_run_in_child, settings),
+        fleet=fleet,
         code=code_fingerprint(task.name for task in runtime.tasks.all()),
     )
+    if fleet is not None:
+        fleet.start(scheduler.node_id)
     scheduler.start()
     runtime.scheduler = scheduler
     _process_runtime = runtime
