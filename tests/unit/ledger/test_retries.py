@@ -20,10 +20,10 @@ from .conftest import START, Store
 NOW = to_us(START)
 
 
-def started(store: Store, **job: Any) -> Ticket:
-    store.add(**job)
-    store.due_at(START)
-    (ticket,) = store.claim(START).tickets
+def started(store: Store, job_id: str = "job", **job: Any) -> Ticket:
+    store.add(job_id, **job)
+    store.due_at(START, job_id)
+    (ticket,) = store.claim(START, only=job_id).tickets
     with write_transaction(store.engine) as connection:
         record_starts(connection, [ticket], owner="n1", node="n1", now=NOW)
     return ticket
