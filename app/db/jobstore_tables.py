@@ -32,6 +32,8 @@ ACTIVE = ("pending", "running")
 """Outcomes of runs that still count against `max_instances`."""
 ALARMING = ("failed", "lost", "missed", "skipped")
 """Outcomes that an operator wants to hear of."""
+UNUSUAL = ("failed", "lost", "cancelled", "missed", "coalesced", "skipped")
+"""Outcomes that few runs of a job have: whoever looks for them must not read all the others."""
 
 jobs = Table(
     "jobs",
@@ -125,8 +127,16 @@ IS_ACTIVE = _outcome_in(ACTIVE)
 """Condition for runs that are pending or running; an index backs it, unlike a comparison with one outcome."""
 IS_ALARMING = _outcome_in(ALARMING)
 """Condition for runs with an alarming outcome; backed by an index."""
+IS_UNUSUAL = _outcome_in(UNUSUAL)
+"""Condition for runs with an unusual outcome; backed by an index of each job's, which a usual run never touches."""
 Index("ix_runs_active", runs.c.owner, runs.c.job_id, sqlite_where=IS_ACTIVE, postgresql_where=IS_ACTIVE)
 Index("ix_runs_alarming", runs.c.run_id, sqlite_where=IS_ALARMING, postgresql_where=IS_ALARMING)
+Index(
+    "ix_runs_unusual",
+    *(runs.c.job_id, runs.c.outcome, runs.c.run_id),
+    sqlite_where=IS_UNUSUAL,
+    postgresql_where=IS_UNUSUAL,
+)
 
 run_logs = Table(
     "run_logs",

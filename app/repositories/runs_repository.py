@@ -12,7 +12,17 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select
 
 from app.db.clock import from_us, to_us
 from app.db.engines import read_transaction
-from app.db.jobstore_tables import IS_ACTIVE, IS_ALARMING, Row, jobs, run_logs, runs
+from app.db.jobstore_tables import (
+    ACTIVE,
+    IS_ACTIVE,
+    IS_ALARMING,
+    IS_UNUSUAL,
+    UNUSUAL,
+    Row,
+    jobs,
+    run_logs,
+    runs,
+)
 from app.ledger import Run, run_from_row, run_id_floor
 
 _RUN_COLUMNS = [
@@ -39,7 +49,7 @@ class RunFilter:
         """The filter as SQL; times are bounds of the run id, which sorts by them."""
         wanted: list[ColumnElement[bool]] = []
         if self.outcome is not None:
-            wanted.append(runs.c.outcome == self.outcome)
+            wanted += _has_outcome(self.outcome)
         if self.kind is not None:
             wanted.append(runs.c.kind == self.kind)
         if self.since is not None:
@@ -47,6 +57,17 @@ class RunFilter:
         if self.until is not None:
             wanted.append(runs.c.run_id < run_id_floor(to_us(self.until)))
         return wanted
+
+
+def _has_outcome(outcome: str) -> list[ColumnElement[bool]]:
+    """The condition, written so that a small index answers it; most runs end in success, and need none."""
+    if outcome in UNUSUAL:
+        return [IS_UNUSUAL, runs.c.outcome == outcome]
+    if outcome in ACTIVE:
+        # Of all jobs, from the index of active runs: there are never many.
+        found = select(runs.c.run_id).where(IS_ACTIVE, runs.c.outcome == outcome).correlate(None)
+        return [runs.c.run_id.in_(found)]
+    return [runs.c.outcome == outcome]
 
 
 @dataclass(frozen=True)

@@ -376,8 +376,8 @@ def restore_job(job_id: str) -> Response:
 @scheduler.post("/jobs/<job_id>/action")
 @scheduler.doc(
     summary="Trigger, pause, resume, enable or disable a job",
-    description="`trigger` answers the run that was asked for, the others the job. Only `trigger` heeds a key: repeating"
-    " one of the others does no more.",
+    description="`trigger` answers the run that was asked for, the others the job. Only `trigger` heeds a key:"
+    " repeating one of the others does no more.",
     responses=_answers(None, "The run, or the job"),
 )
 @guarded("admin")

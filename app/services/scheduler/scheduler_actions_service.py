@@ -75,7 +75,7 @@ class SchedulerActionsService:
                     job_id,
                     SYSTEM if created_by is None else str(created_by),
                     kwargs=self._manual_kwargs(job, created_by),
-                    **({} if repeat is None else {"repeat": repeat}),
+                    repeat=repeat,
                 )
         except RepeatedRequest as earlier:
             return _manual_run(job_id, earlier.resource, replayed=True)

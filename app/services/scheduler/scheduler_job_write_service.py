@@ -100,9 +100,7 @@ class SchedulerJobWriteService:
             raise ValidationError(_N("任务 ID 已被占用"), field="id", value=job_id, accepted=_N("未被占用的 ID"))
         fields["kwargs"] = self._runtime.tasks.check_kwargs(new.task, new.kwargs)
         self._check_settings(fields)
-        job = self._ledger.add_job(
-            NewJob(id=job_id, trigger=parsed.spec, **fields), by, **({} if repeat is None else {"repeat": repeat})
-        )
+        job = self._ledger.add_job(NewJob(id=job_id, trigger=parsed.spec, **fields), by, repeat=repeat)
         return SavedJob(job, parsed.warnings)
 
     def _created_before(self, job_id: str) -> SavedJob:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, Field
@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from app.errors import _N
 from app.i18n import english
 from app.ledger import Node
-from app.ledger.nodes import LIVING
+from app.ledger.nodes import LIVING, NodeKind
 from app.repositories.jobs_repository import JobsRepository
 from app.repositories.runs_repository import RunsRepository
 from app.runtime import Runtime, current_runtime
@@ -33,9 +33,11 @@ ALARMS_SINCE = timedelta(days=1)
 
 
 class NodeView(BaseModel):
-    """A scheduler process. `stats` is what it last told of itself."""
+    """A scheduler process, or a worker of the fleet. `stats` is what it last told of itself: what it is running, how
+    many places it has free, how far its clock is from the database's."""
 
     node_id: str
+    kind: NodeKind
     name: str
     version: str
     state: str
@@ -72,6 +74,7 @@ class CountersView(BaseModel):
     window_s: int
     outcomes: dict[str, int]
     jobs: dict[str, int] = Field(description="total, scheduled, paused, disabled, with_problem, deleted")
+    nodes: dict[str, int] = Field(description="Living ones: scheduler, worker")
 
 
 class ProblemView(BaseModel):
@@ -173,6 +176,10 @@ class SchedulerStatusReadService:
                 window_s=window_s,
                 outcomes=self._runs.outcome_counts(since),
                 jobs=asdict(self._jobs.counts()),
+                nodes={
+                    kind: sum(node.kind == kind and _is_alive(node, now) for node in nodes)
+                    for kind in get_args(NodeKind)
+                },
             ),
             problems=self._problems(nodes, now),
             task_problems=self._task_problems(),
@@ -203,6 +210,7 @@ class SchedulerStatusReadService:
         age = now - node.heartbeat_at
         return NodeView(
             node_id=node.node_id,
+            kind=node.kind,
             name=node.name,
             version=node.version,
             state=node.state,

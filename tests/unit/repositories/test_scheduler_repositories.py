@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, insert
 
 from app.db.clock import from_us, now_us, to_us
 from app.db.engines import create_engine_for, write_transaction
-from app.db.jobstore_tables import jobs, runs
+from app.db.jobstore_tables import UNUSUAL, jobs, runs
 from app.db.migrate import ensure_schema
 from app.ledger import Ledger, NewJob
 from app.ledger.run_ids import new_run_id
@@ -120,6 +120,31 @@ def test_a_page_of_a_history_is_one_query_by_index(store: Engine) -> None:
     (plan,) = plans(store, lambda: repository.history("job-01", RunFilter(), limit=5, before=ids[9]))
     assert "SEARCH runs USING INDEX ix_runs_job_id_run_id (job_id=? AND run_id<?)" in plan
     assert "SCAN runs" not in plan
+
+
+@pytest.mark.parametrize(
+    ("outcome", "index"),
+    [
+        *((outcome, "ix_runs_unusual (job_id=? AND outcome=?") for outcome in UNUSUAL),
+        *((outcome, "ix_runs_active") for outcome in ("pending", "running")),
+        ("success", "ix_runs_job_id_run_id (job_id=?"),
+    ],
+)
+def test_a_history_filtered_by_outcome_reads_no_more_than_it_shows(store: Engine, outcome: str, index: str) -> None:
+    for number in range(40):
+        add_run(store, "job-01", NOW - timedelta(seconds=number), "success" if number % 8 else outcome)
+        add_run(store, "job-02", NOW - timedelta(seconds=number), outcome)
+    repository = RunsRepository(store)
+    found = repository.history("job-01", RunFilter(outcome=outcome), limit=50)
+    assert found is not None
+    assert len(found.runs) == (40 if outcome == "success" else 5)
+    assert {(run.job_id, run.outcome) for run in found.runs} == {("job-01", outcome)}
+    (plan,) = plans(store, lambda: repository.history("job-01", RunFilter(outcome=outcome), limit=50))
+    assert index in plan
+    if outcome in UNUSUAL:
+        older = repository.history("job-01", RunFilter(outcome=outcome), limit=50, before=found.runs[2].run_id)
+        assert older is not None
+        assert older.runs == found.runs[3:]
 
 
 def test_no_job_and_no_runs_differ(store: Engine) -> None:

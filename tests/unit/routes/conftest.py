@@ -50,6 +50,15 @@ def wait(path: str, *, run):
         time.sleep(0.01)
 
 
+@task("patient", description="Runs until it is asked to stop")
+def patient(path: str, *, run):
+    Path(path).touch()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        run.check()
+        time.sleep(0.01)
+
+
 @task("fail", description="Fails")
 def fail():
     raise RuntimeError("this task always fails")

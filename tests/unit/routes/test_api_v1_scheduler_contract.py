@@ -488,6 +488,11 @@ def test_an_own_job_from_creation_to_restoration(api: FlaskClient) -> None:
         "priority": -5,
         "executor": "process",
         "retry_on_loss": True,
+        "max_attempts": 20,
+        "retry_delay": 86_400,
+        "soft_time_limit": 1,
+        "time_limit": 604_800,
+        "ping_url": "https://hc.example/ping/0b8e3c5a?x=1",
     }
     answer = api.post(JOBS, json=body)
     created = data(answer, 201)
@@ -505,6 +510,11 @@ def test_an_own_job_from_creation_to_restoration(api: FlaskClient) -> None:
     assert (changed["priority"], changed["executor"]) == (-5, "process"), "what is left out stays"
     assert changed["revision"] == created["revision"] + 1
 
+    assert (changed["max_attempts"], changed["soft_time_limit"]) == (20, 1)
+    cleared = {"soft_time_limit": None, "time_limit": None, "ping_url": None}
+    changed = data(api.put(f"{JOBS}/own.1", json={**change, **cleared}))
+    assert changed.items() >= cleared.items()
+
     deleted = data(api.delete(f"{JOBS}/own.1"))
     assert deleted["is_active"] is False
     assert refusal(api.get(f"{JOBS}/own.1")) == (404, "NOT_FOUND")
@@ -513,6 +523,25 @@ def test_an_own_job_from_creation_to_restoration(api: FlaskClient) -> None:
     assert data(api.get(f"{JOBS}/own.1/history")) == []
     restored = data(api.post(f"{JOBS}/own.1/actions/restore"))
     assert (restored["is_active"], restored["name"], restored["state"]) == (True, "新名", "STATE_RUNNING")
+
+
+def test_what_is_left_out_has_its_default(api: FlaskClient) -> None:
+    create(api)
+    expected = {"max_attempts": 1, "retry_delay": 60, "soft_time_limit": None, "time_limit": None, "ping_url": None}
+    assert job(api, "mine").items() >= expected.items()
+    listed = {item["id"]: item for item in data(api.get(JOBS))}
+    assert listed["mine"].items() >= expected.items()
+
+
+def test_a_limit_is_judged_with_the_one_that_stays(api: FlaskClient) -> None:
+    create(api, soft_time_limit=10, time_limit=20)
+    trigger = {"trigger_type": "cron", "hour": 6}
+    for refused in ({"soft_time_limit": 20}, {"time_limit": 10}, {"time_limit": 5}):
+        answer = api.put(f"{JOBS}/mine", json={**trigger, **refused})
+        assert refusal(answer) == (400, "VALIDATION_ERROR")
+        assert "soft_time_limit" in answer.get_json()["message"]
+    for accepted in ({"soft_time_limit": 19}, {"time_limit": None}, {"soft_time_limit": 30}, {"time_limit": 31}):
+        assert data(api.put(f"{JOBS}/mine", json={**trigger, **accepted})).items() >= accepted.items()
 
 
 def test_an_id_is_made_when_none_is_given(api: FlaskClient) -> None:
@@ -589,6 +618,11 @@ def test_status(api: FlaskClient) -> None:
     status = data(api.get(f"{S}/status"))
     assert status.keys() >= {"nodes", "queue", "lateness", "counters"}
     assert [(node["name"], node["is_alive"]) for node in status["nodes"]] == [("unit-test", True)]
+    (node,) = status["nodes"]
+    assert node["kind"] == "scheduler"
+    assert node["stats"].keys() >= {"running", "running_count", "free", "clock_offset_ms"}
+    assert status["counters"]["nodes"] == {"scheduler": 1, "worker": 0}
+    assert status["problems"] == []
     assert status["queue"]["pending"] == 0
     assert status["counters"]["outcomes"] == {"success": 1}
     assert status["counters"]["jobs"].items() >= {"total": 7, "scheduled": 7, "deleted": 0}.items()
@@ -634,6 +668,83 @@ def test_health_is_the_truth_not_a_flag(scheduling_app: Flask, scheduling_runtim
     problem = wait_until(lambda: nobody.get(f"{S}/health/live").get_json()["data"].get("problem"), within_s=5)
     assert "no such table" in problem
     assert "SELECT" not in problem
+
+
+# Cancelling a run
+
+
+def cancel(api: FlaskClient, run_id: str) -> Any:
+    return api.post(f"{S}/runs/{run_id}/actions/cancel")
+
+
+def test_a_running_run_is_asked_to_stop(api: FlaskClient, tmp_path: Path) -> None:
+    create(api, task="patient", kwargs={"path": str(tmp_path / "started")}, time_limit=60, max_attempts=3)
+    run_id = data(api.post(f"{JOBS}/mine/actions/run"))["run_id"]
+    wait_until((tmp_path / "started").exists)
+    answer = cancel(api, run_id)
+    asked = data(answer)
+    assert answer.get_json()["message"] == "已请求停止这次运行"
+    assert (asked["effect"], asked["outcome"], asked["run_id"]) == ("requested", "running", run_id)
+    assert asked["cancel_requested_by"] == "api-token"
+    again = data(cancel(api, run_id))
+    assert again["cancel_requested_at"] == asked["cancel_requested_at"], "the first one counts"
+    run = finished_run(api, run_id)
+    assert (run["outcome"], run["time_limit"], run["max_attempts"]) == ("cancelled", 60, 3)
+    assert run["attempts"] == [], "what was cancelled is not tried again"
+
+
+def test_a_waiting_run_is_cancelled_at_once(token_client: FlaskClient, scheduling_app: Flask, api: FlaskClient) -> None:
+    create(api)
+    stop_scheduler()  # so that nobody starts it
+    run_id = data(api.post(f"{JOBS}/mine/actions/run"))["run_id"]
+    answer = cancel(api, run_id)
+    cancelled = data(answer)
+    assert answer.get_json()["message"] == "运行已取消"
+    assert (cancelled["effect"], cancelled["outcome"]) == ("cancelled", "cancelled")
+    assert cancelled["finished_at"]
+    refused = cancel(api, run_id)
+    assert refusal(refused) == (400, "VALIDATION_ERROR")
+    assert refused.get_json()["context"].items() >= {"field": "run_id", "value": run_id}.items()
+
+
+def test_an_ended_run_cannot_be_cancelled(api: FlaskClient) -> None:
+    create(api)
+    run_id = data(api.post(f"{JOBS}/mine/actions/run"))["run_id"]
+    finished_run(api, run_id)
+    answer = api.post(f"{S}/runs/{run_id}/actions/cancel", headers={"Accept-Language": "en"})
+    assert refusal(answer) == (400, "VALIDATION_ERROR")
+    assert "has ended (success)" in answer.get_json()["message"]
+    assert data(api.get(f"{S}/runs/{run_id}"))["outcome"] == "success"
+
+
+def test_a_cancellation_is_in_the_audit_log(
+    browser: FlaskClient, api: FlaskClient, scheduling_runtime: Runtime
+) -> None:
+    create(api)
+    stop_scheduler()
+    run_id = data(api.post(f"{JOBS}/mine/actions/run"))["run_id"]
+    assert data(cancel(browser, run_id))["cancel_requested_by"] == "1"
+    with scheduling_runtime.database.connect() as connection:
+        lines = connection.execute(text("SELECT actor, target, status FROM audit_log WHERE action LIKE '%cancel_run'"))
+        assert list(lines) == [("admin", f"/api/v1/scheduler/runs/{run_id}/actions/cancel", 200)]
+
+
+# Attempts
+
+
+def test_attempts_of_a_fire_point_at_the_first(api: FlaskClient) -> None:
+    create(api, task="fail", kwargs={}, max_attempts=2, retry_delay=1)
+    first = data(api.post(f"{JOBS}/mine/actions/run"))["run_id"]
+    runs = wait_until(
+        lambda: len(found := data(api.get(f"{JOBS}/mine/history?outcome=failed"))) == 2 and found, within_s=15
+    )
+    second = runs[0]
+    assert (second["attempt"], second["max_attempts"], second["first_run_id"]) == (2, 2, first)
+    assert second["not_before"] is not None
+    shown = data(api.get(f"{S}/runs/{first}"))
+    assert (shown["attempt"], shown["first_run_id"], shown["not_before"]) == (1, None, None)
+    assert [run["run_id"] for run in shown["attempts"]] == [second["run_id"]]
+    assert [run["attempt"] for run in data(api.get(f"{S}/runs/{second['run_id']}"))["attempts"]] == [1]
 
 
 # The API's description

@@ -20,6 +20,14 @@ def upgrade() -> None:
     op.add_column("runs", sa.Column("cancel_requested_at", sa.BigInteger()))
     op.add_column("runs", sa.Column("cancel_requested_by", sa.String(64)))
     op.add_column("nodes", sa.Column("kind", sa.String(16), server_default="scheduler", nullable=False))
+    unusual = sa.text("outcome IN ('failed', 'lost', 'cancelled', 'missed', 'coalesced', 'skipped')")
+    op.create_index(
+        "ix_runs_unusual",
+        "runs",
+        ["job_id", "outcome", "run_id"],
+        sqlite_where=unusual,
+        postgresql_where=unusual,
+    )
     op.create_table(
         "outbox",
         sa.Column("id", sa.String(32), nullable=False),
