@@ -1,11 +1,15 @@
 """Gunicorn for web: pages and the business API. Settings of this file: WEB_CONCURRENCY, GUNICORN_WORKER_TMP_DIR,
 LISTEN_ADDRESS."""
 
+import ctypes
 import gc
 import os
+import signal
 import sys
 
 from gunicorn.glogging import Logger
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class WebLogger(Logger):
@@ -65,3 +69,11 @@ def when_ready(_server):
     """Keep the collector off what was loaded before the fork: touching it would copy the shared pages."""
     gc.collect()
     gc.freeze()
+
+
+def post_fork(_server, _worker):
+    """Have the kernel send SIGTERM when the master dies, however it dies: the next master needs the port.
+
+    Gunicorn alone would notice, yet keep the port for as long as clients use their open connections.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

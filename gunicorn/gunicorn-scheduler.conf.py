@@ -4,6 +4,7 @@ The number of workers is fixed here and does not read WEB_CONCURRENCY. Settings 
 GUNICORN_WORKER_TMP_DIR, LISTEN_ADDRESS.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ ONE_WORKER = (
     "the scheduler runs in exactly one worker: another one would be a second scheduler process beside the first"
     " (more nodes are more containers on one store, never more workers)"
 )
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class SchedulerLogger(Logger):
@@ -87,6 +89,15 @@ def nworkers_changed(server, new_value, old_value):
         # The attribute behind the property: setting the property would call this hook again.
         server._num_workers = 1
         server.log.error("refused to change the number of workers to %s: %s", new_value, ONE_WORKER)
+
+
+def post_fork(_server, _worker):
+    """Have the kernel send SIGTERM when the master dies, however it dies: the next master needs the port,
+    and fires while this worker drains.
+
+    Gunicorn alone would notice, yet keep the port for as long as clients use their open connections.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def post_worker_init(_worker):
