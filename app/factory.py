@@ -15,13 +15,14 @@ from app.api.v1.health import health
 from app.api.v1.openapi import SPEC_PATH, init_openapi
 from app.api.v1.scheduler import init_scheduler_api
 from app.cli import init_cli
-from app.db.engines import DamagedDatabase, check_integrity, create_engine_for
+from app.db.engines import RECONNECT_S, DamagedDatabase, check_integrity, create_engine_for
 from app.db.migrate import NewerSchema, Store, ensure_schema
 from app.db.reach import StoreUnusable, is_out_of_reach, lacks_rights, store_name, unusable, wait_for_server
 from app.http.audit_trail import init_audit_trail
 from app.http.error_handlers import init_error_handlers
 from app.http.json_format import JSONProvider
 from app.http.request_id import init_request_id
+from app.http.store_outage import init_store_outage
 from app.http.web_server import init_web_server
 from app.i18n import init_i18n
 from app.ledger import Ledger
@@ -58,6 +59,7 @@ def build_app(settings: Settings, *, runs_scheduler: bool) -> APIFlask:
 
     init_request_id(app)  # first: everything after it may log or fail
     init_web_server(app)
+    init_store_outage(app)
     init_i18n(app)
     init_error_handlers(app)
     init_auth(app)
@@ -79,8 +81,9 @@ def _open_runtime(settings: Settings) -> Runtime:
     if not settings.flask_run_from_cli:
         refuse_moved_store(settings)
         refuse_other_store(settings.locks_dir, store_name(settings.jobstore_url, settings.userdata_dir))
-    jobstore = _engine("JOBSTORE_URL", settings.jobstore_url)
-    database = _engine("DATABASE_URL", settings.database_url)
+    reconnect_s = 0.0 if settings.flask_run_from_cli else RECONNECT_S  # a command says at once what is wrong
+    jobstore = _engine("JOBSTORE_URL", settings.jobstore_url, reconnect_s=reconnect_s)
+    database = _engine("DATABASE_URL", settings.database_url, reconnect_s=reconnect_s)
     try:
         _prepare_stores(settings, jobstore, database)
     except (SQLAlchemyError, DamagedDatabase, NewerSchema, StoreUnusable) as error:
@@ -97,9 +100,9 @@ def _open_runtime(settings: Settings) -> Runtime:
     return Runtime(settings=settings, jobstore=jobstore, database=database, ledger=ledger, tasks=tasks)
 
 
-def _engine(variable: str, url: str) -> Engine:
+def _engine(variable: str, url: str, *, reconnect_s: float) -> Engine:
     try:
-        return create_engine_for(url)
+        return create_engine_for(url, reconnect_s=reconnect_s)
     except OSError as error:  # of the folder that it makes
         raise unusable(url, variable, error) from error
 

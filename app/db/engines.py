@@ -1,7 +1,9 @@
 """Engines and transactions of both databases, for SQLite and, by the same calls, for PostgreSQL."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,18 @@ STATEMENT_TIMEOUT_S = 60.0
 SILENT_CONNECTION_S = 10
 """Well below the watchdog's limit: a database behind a broken network must not look like a loop that hangs."""
 
+RECONNECT_S = 5.0
+"""A request whose connection is gone waits so long for the server to come back: about as long as a restart takes."""
+_RECONNECT_PAUSE_S = 0.1
+REFUSALS = (
+    "password authentication failed",
+    "no password supplied",
+    "does not exist",
+    "no pg_hba.conf entry",
+)
+"""Words of a server that answers and refuses: waiting is useless. What says none of them is waited for, because the
+driver gives no code for a failed connection."""
+
 _WRITE = "whalefall_write"
 
 
@@ -36,7 +50,9 @@ def sqlite_path(url: str | URL) -> Path | None:
     return Path(parsed.database)
 
 
-def create_engine_for(url: str | URL, *, busy_timeout_s: float = REQUEST_BUSY_TIMEOUT_S) -> Engine:
+def create_engine_for(
+    url: str | URL, *, busy_timeout_s: float = REQUEST_BUSY_TIMEOUT_S, reconnect_s: float = 0.0
+) -> Engine:
     """An engine for `url`; nothing is opened before the first use.
 
     SQLite: WAL, `synchronous=FULL` (a commit that was answered survives a power cut), and a lock is waited
@@ -44,11 +60,15 @@ def create_engine_for(url: str | URL, *, busy_timeout_s: float = REQUEST_BUSY_TI
 
     PostgreSQL: a lock is waited for as long; a transaction that its process leaves open, because it froze or was cut
     off, is ended by the server after IDLE_IN_TRANSACTION_S, and a silent connection is given up after
-    SILENT_CONNECTION_S. What the URL itself says of these wins.
+    SILENT_CONNECTION_S. What the URL itself says of these wins. A server that is away is waited for up to `reconnect_s`
+    seconds where a connection is wanted.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "postgresql":
-        return create_engine(parsed, pool_pre_ping=True, connect_args=_libpq_settings(parsed, busy_timeout_s))
+        engine = create_engine(parsed, pool_pre_ping=True, connect_args=_libpq_settings(parsed, busy_timeout_s))
+        if reconnect_s > 0:
+            event.listen(engine, "do_connect", partial(_connect_patiently, reconnect_s))
+        return engine
     if parsed.get_backend_name() != "sqlite":
         return create_engine(parsed, pool_pre_ping=True)
     path = sqlite_path(parsed)
@@ -83,6 +103,17 @@ def _libpq_settings(url: URL, busy_timeout_s: float) -> dict[str, str]:
     }
     settings["options"] = " ".join([*options, settings.get("options", "")]).strip()
     return settings
+
+
+def _connect_patiently(patience_s: float, dialect: Any, _record: Any, args: Any, parameters: Any) -> Any:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return dialect.connect(*args, **parameters)
+        except dialect.dbapi.OperationalError as error:
+            if time.monotonic() >= deadline or any(words in str(error) for words in REFUSALS):
+                raise
+            time.sleep(_RECONNECT_PAUSE_S)
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

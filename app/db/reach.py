@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.db.engines import sqlite_path
+from app.db.engines import REFUSALS, sqlite_path
 
 START_PATIENCE_S = 60.0
 """How long a start waits for a database server: it may have been started together with this process."""
@@ -22,15 +22,6 @@ _PASSING_SQLSTATES = frozenset(
     }
 )
 """What PostgreSQL's driver calls internal errors, although the next attempt may succeed."""
-
-_WAITING_IS_USELESS = (
-    "password authentication failed",
-    "no password supplied",
-    "does not exist",
-    "no pg_hba.conf entry",
-)
-"""Refusals of a server that answers. In other words, as of a server that speaks another language, they are waited for
-like the rest: the driver gives no code for a failed connection."""
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +38,13 @@ def is_out_of_reach(error: SQLAlchemyError) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     return error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _PASSING_SQLSTATES
+
+
+def is_disconnect(error: BaseException | None) -> bool:
+    """Whether `error` is a connection that its server ended, or one that could not be had."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", "") is None
 
 
 def lacks_rights(error: SQLAlchemyError) -> bool:
@@ -95,7 +93,7 @@ def wait_for_server(engine: Engine, variable: str, *, patience_s: float = START_
         except OperationalError as error:
             cause = cause_of(error)
             left = deadline - time.monotonic()
-            if left <= 0 or any(words in cause for words in _WAITING_IS_USELESS):
+            if left <= 0 or any(words in cause for words in REFUSALS):
                 raise unusable(engine.url, variable, error) from error
             where = public_url(engine.url)
             log.warning(

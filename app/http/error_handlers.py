@@ -49,6 +49,7 @@ from app.errors import (
     ValidationError,
     answer_for,
 )
+from app.http.store_outage import note_outage
 from app.i18n import translate_error
 from app.input_errors import refused_input
 
@@ -80,6 +81,8 @@ def init_error_handlers(app: Flask) -> None:
 
 
 def _on_domain_error(failure: DomainError) -> Response:
+    if isinstance(failure, ServiceUnavailable):
+        note_outage(failure)
     if isinstance(failure, InternalError):
         log.error("request failed", path=request.path, exc_info=failure)
     return _answer(failure)
@@ -119,6 +122,7 @@ def _as_domain_error(error: HTTPException) -> tuple[DomainError, int | None]:
 
 
 def _on_store_error(error: exc.SQLAlchemyError) -> Response:
+    note_outage(error)
     if not is_out_of_reach(error):
         return _on_unforeseen(error)
     log.error("store out of reach", path=request.path, exc_info=error)
