@@ -59,6 +59,8 @@ main() {
   parse_arguments "$@"
   cd "$ROOT"
   require_running_stack
+  [[ $(shape) != ha ]] ||
+    die "the jobs of this stack are in PostgreSQL; back it up with: docker compose exec postgres pg_dump --username=whalefall whalefall"
   local backup
   step "backing up"
   backup=$(in_stack flask jobs backup --reason "$reason" ${keep:+--keep "$keep"})

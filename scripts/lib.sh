@@ -6,7 +6,7 @@ readonly PUBLIC_BASE=debian:trixie-slim OWN_BASE=whalefall/base:trixie
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly ROOT
-readonly ENV_FILE=$ROOT/.env BUILD_DIR=$ROOT/.build
+readonly ENV_FILE=$ROOT/.env BUILD_DIR=$ROOT/.build SECRETS_DIR=$ROOT/.secrets
 
 # Progress goes to stderr with the seconds since the start; stdout is for results.
 step() {
@@ -45,12 +45,57 @@ version_at_least() {
 # A setting as Compose would find it: the environment, then .env, then the given default.
 setting() {
   local value=${!1-}
-  if [[ -z $value && -f $ENV_FILE ]]; then
+  if [[ ! -v $1 && -f $ENV_FILE ]]; then
     value=$(sed -n "s/^$1=//p" "$ENV_FILE" | tail -n 1)
     value=${value#[\"\']}
     value=${value%[\"\']}
   fi
   printf '%s\n' "${value:-${2-}}"
+}
+
+# Keeps a setting in .env, so that plain `docker compose` commands find it.
+keep_setting() {
+  if [[ -f $ENV_FILE ]] && grep -q "^$1=" "$ENV_FILE"; then
+    grep -qxF "$1=$2" "$ENV_FILE" || sed -i "s|^$1=.*|$1=$2|" "$ENV_FILE"
+  else
+    [[ -f $ENV_FILE ]] || printf '# Settings of this stack; every variable is in env.example.\n' > "$ENV_FILE"
+    printf '%s=%s\n' "$1" "$2" >> "$ENV_FILE"
+  fi
+}
+
+# --- the shape -------------------------------------------------------------------------------------------------------
+
+# The shape that Compose addresses, by the compose file that COMPOSE_FILE names: prod, split or ha.
+shape() {
+  local files name
+  files=$(setting COMPOSE_FILE)
+  for name in split ha; do
+    if [[ $files == *docker-compose.$name.yml* ]]; then
+      echo "$name"
+      return
+    fi
+  done
+  echo prod
+}
+
+# use_shape SHAPE: Compose addresses it from now on, in this process; overlays in COMPOSE_FILE stay.
+use_shape() {
+  local files
+  files=$(setting COMPOSE_FILE)
+  if [[ $files =~ docker-compose\.(prod|split|ha)\.yml ]]; then
+    COMPOSE_FILE=${files/docker-compose.${BASH_REMATCH[1]}.yml/docker-compose.$1.yml}
+    export COMPOSE_FILE
+  elif [[ $1 != prod ]]; then
+    export COMPOSE_FILE=compose/docker-compose.$1.yml
+  fi
+}
+
+project_name() {
+  setting COMPOSE_PROJECT_NAME whalefall
+}
+
+have_volume() {
+  docker volume inspect "$(project_name)_$1" > /dev/null 2>&1
 }
 
 # --- what the host's own configuration says --------------------------------------------------------------------------
@@ -343,20 +388,76 @@ write_build_settings() {
   ca_bundle > "$BUILD_DIR/ca.crt"
 }
 
+# The services whose images are built for a shape, each image once; what POSTGRES_IMAGE or VALKEY_IMAGE names is not.
+services_to_build() {
+  case $(shape) in
+    prod) echo whalefall ;;
+    split) printf '%s\n' nginx web ;;
+    ha)
+      printf '%s\n' nginx web
+      [[ -n $(setting POSTGRES_IMAGE) ]] || echo postgres
+      [[ -n $(setting VALKEY_IMAGE) ]] || echo valkey
+      ;;
+  esac
+}
+
+# The images of the shape.
 build_images() {
-  local log=$BUILD_DIR/build.log
+  local log=$BUILD_DIR/build.log name image
+  local -a services
   mkdir -p "$BUILD_DIR"
+  if [[ $(shape) == ha ]]; then
+    for name in POSTGRES_IMAGE VALKEY_IMAGE; do
+      image=$(setting "$name")
+      [[ -z $image ]] || have_image "$image" || docker pull --quiet "$image" >&2 ||
+        die "$name $image is not here and cannot be pulled; leave it empty to have an image built"
+    done
+  fi
+  mapfile -t services < <(services_to_build)
   step "building the images (details: .build/build.log)"
-  if ! BUILDKIT_PROGRESS=plain compose build > "$log" 2>&1 < /dev/null; then
+  if ! BUILDKIT_PROGRESS=plain compose build "${services[@]}" > "$log" 2>&1 < /dev/null; then
     tail -n 20 "$log" >&2
     die "the images could not be built; the end of the log is above, all of it in .build/build.log"
   fi
 }
 
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+# The secrets of the shape, as files; `made` tells those that were not there.
+ensure_secrets() {
+  made=()
+  (umask 077 && mkdir -p "$SECRETS_DIR")
+  # The folder keeps other people of this host out; the files must be readable for the containers' users.
+  chmod 0700 "$SECRETS_DIR"
+  make_secret secret_key 64
+  make_secret admin_password 20
+  make_secret api_token 48
+  if [[ $(shape) == ha ]]; then
+    make_secret postgres_password 48
+    make_secret valkey_password 48
+  fi
+}
+
+# make_secret NAME LENGTH: once. Letters and digits that cannot be mistaken for each other.
+make_secret() {
+  local file=$SECRETS_DIR/$1
+  [[ ! -s $file ]] || return 0
+  step "making the secret .secrets/$1"
+  head -c 4096 /dev/urandom | LC_ALL=C tr -dc 'A-HJ-NP-Za-km-z2-9' | cut -c "1-$2" > "$file.new"
+  chmod 0444 "$file.new"
+  mv "$file.new" "$file"
+  made+=("$1")
+}
+
 # --- the running stack -----------------------------------------------------------------------------------------------
 
-# The service of the one-container shape. COMPOSE_FILE and COMPOSE_PROJECT_NAME choose another stack, as for Compose.
-readonly SERVICE=whalefall
+# The service in whose container the stack's commands run. COMPOSE_FILE and COMPOSE_PROJECT_NAME choose another stack,
+# as for Compose.
+case $(shape) in
+  prod) SERVICE=whalefall ;;
+  *) SERVICE=scheduler ;;
+esac
+readonly SERVICE
 
 require_engine() {
   has docker || die "docker is not installed here; scripts/up.sh --install-engine installs it"
@@ -366,7 +467,7 @@ require_engine() {
 # Sets stack_container; dies when the stack was never brought up here.
 require_stack() {
   require_engine
-  stack_container=$(docker compose ps --all --quiet "$SERVICE") || die "Compose cannot read the stack; its words are above"
+  stack_container=$(docker compose ps --all --quiet "$SERVICE" | head -n 1) || die "Compose cannot read the stack; its words are above"
   [[ -n $stack_container ]] || die "there is no stack here; scripts/up.sh brings it up"
 }
 

@@ -13,6 +13,7 @@ readonly DAMAGED=3 # exit code of `flask db check`
 
 confirmed=false
 dry_run=false
+services=("$SERVICE") # that are stopped where no Supervisor stops their programs
 supervised=true # the container keeps running, and Supervisor in it stops and starts the programs
 stopped=false   # between stop and start: a failure must not leave the stack down
 
@@ -65,13 +66,19 @@ take_lock() {
 }
 
 is_healthy() {
-  in_stack python3 -I -S /usr/local/bin/healthcheck.py > /dev/null 2>&1
+  local -a asked=()
+  [[ $(shape) == prod ]] || asked=(5002 /api/v1/scheduler/health/ready)
+  in_stack python3 -I -S /usr/local/bin/healthcheck.py "${asked[@]}" > /dev/null 2>&1
 }
 
 # A container that starts over and over (a damaged store does that) is stopped as a whole, and looked after from a
 # container beside it.
 see_what_runs() {
   local status settled
+  if [[ $(shape) != prod ]]; then
+    supervised=false
+    return
+  fi
   while ! is_healthy; do
     # Its exit code tells that some are stopped, as after a reset that was interrupted: no failure here.
     status=$(in_stack supervisorctl status "${PROGRAMS[@]}" 2> /dev/null) || true
@@ -120,7 +127,7 @@ stop_programs() {
   if $supervised; then
     in_stack supervisorctl stop "${PROGRAMS[@]}" >&2
   else
-    docker compose stop "$SERVICE" >&2
+    docker compose stop "${services[@]}" >&2
   fi
 }
 
@@ -133,7 +140,7 @@ start_programs() {
       in_stack supervisorctl start "$program" > /dev/null &
     done
   else
-    docker compose up --detach --no-build "$SERVICE" >&2
+    docker compose start "${services[@]}" >&2
   fi
   stopped=false
 }
@@ -160,7 +167,7 @@ show_plan() {
   cat <<EOT
 Would replace the job store $1:
   export what the API changed, back up, verify
-  stop ${PROGRAMS[*]}
+  stop the web and the scheduler
   move the store with its -wal and -shm to userdata/backups/aside-.../
   start them again, wait for the default jobs
   carry the run history over
@@ -186,6 +193,10 @@ main() {
   parse_arguments "$@"
   cd "$ROOT"
   require_stack
+  case $(shape) in
+    split) services=(web scheduler) ;;
+    ha) die "the jobs of this stack are in PostgreSQL, of which this script replaces nothing; a backup: docker compose exec postgres pg_dump --username=whalefall whalefall" ;;
+  esac
   take_lock
   see_what_runs
   local store

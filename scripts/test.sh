@@ -9,12 +9,13 @@ readonly VENV=.venv LOCK=requirements/test.txt
 
 usage() {
   cat <<'TEXT'
-Usage: scripts/test.sh [--lint] [--unit] [--e2e] [-k EXPR]
+Usage: scripts/test.sh [--lint] [--unit] [--e2e] [--faults] [-k EXPR]
 
 Runs lint and types, unit tests and end-to-end tests; with one or more of the flags only those.
   --lint    ruff, mypy, shellcheck, hadolint, yamllint, and no registry's address in a tracked file
   --unit    the unit tests: no Docker
   --e2e     the end-to-end tests: builds the images, starts real stacks
+  --faults  with the end-to-end tests also those faults that take longer than a minute each, and the soak
   -k EXPR   only tests whose names match (pytest's -k); no lint unless asked for
   --help    this text
 
@@ -68,7 +69,11 @@ set_up_images() {
   [[ ${CI-} != true ]] || may_install=true
   ensure_engine "$may_install"
   prepare_build "$may_install"
-  build_images
+  # The stacks of the tests name their compose files themselves, whatever this checkout's own stack is.
+  local shape
+  for shape in prod ha; do
+    COMPOSE_FILE=compose/docker-compose.$shape.yml POSTGRES_IMAGE='' VALKEY_IMAGE='' build_images
+  done
 }
 
 # Shell scripts by their first line: not all have an extension. A link may point to a file that is not there yet.
@@ -111,12 +116,13 @@ lint() {
 }
 
 main() {
-  local lint='' unit='' e2e='' expression=''
+  local lint='' unit='' e2e='' faults='' expression=''
   while (($#)); do
     case $1 in
       --lint) lint=yes ;;
       --unit) unit=yes ;;
       --e2e) e2e=yes ;;
+      --faults) e2e=yes faults=yes ;;
       -k)
         (($# > 1)) || usage_error "-k needs an expression (--help tells more)"
         expression=$2
@@ -147,7 +153,9 @@ main() {
   fi
   ((${#folders[@]})) || return 0
   # One pytest for both: one summary, and it is the last thing printed.
-  exec python -m pytest "${folders[@]}" ${expression:+-k "$expression"}
+  local -a selected=(-m "not faults_long")
+  [[ -z $faults ]] || selected=()
+  exec python -m pytest "${folders[@]}" "${selected[@]}" ${expression:+-k "$expression"}
 }
 
 main "$@"

@@ -6,20 +6,22 @@ set -Eeuo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 readonly FREE_DISK_MB=2048 # images, their build cache, and room for the first weeks of runs
-readonly FREE_MEMORY_MB=400 # the stack at work, and a build
 readonly HEALTHY_WITHIN_S=180
-readonly SECRETS_DIR=$ROOT/.secrets
 
 may_install=false
-new_secrets=false
+wanted_shape=
 
 usage() {
   cat <<'EOT'
-Usage: scripts/up.sh [--install-engine]
+Usage: scripts/up.sh [--shape prod|split|ha] [--install-engine]
 
 Checks this machine, makes the secrets and the images that are missing, starts the stack and waits until it is really
 healthy. Safe to run again: what exists stays, what did not change is not restarted.
 
+  --shape SHAPE      prod: one container with everything, on SQLite (what is started when nothing is said)
+                     split: nginx, web and scheduler in containers of their own, on SQLite
+                     ha: several of each, and workers, on PostgreSQL with Valkey
+                     kept in .env, so that plain `docker compose` commands address the same stack
   --install-engine   install what is missing (Docker Engine, Compose, buildx, mmdebstrap) from the distribution's own
                      packages, as root; without it nothing is ever installed
   --help             this text
@@ -34,24 +36,19 @@ parse_arguments() {
   while [[ $# -gt 0 ]]; do
     case $1 in
       --install-engine) may_install=true ;;
+      --shape)
+        [[ ${2-} =~ ^(prod|split|ha)$ ]] || usage_error "--shape is '${2-}'; accepted: prod, split, ha"
+        wanted_shape=$2
+        shift
+        ;;
       --help)
         usage
         exit 0
         ;;
-      *) usage_error "unknown argument '$1'; accepted: --install-engine, --help" ;;
+      *) usage_error "unknown argument '$1'; accepted: --shape, --install-engine, --help" ;;
     esac
     shift
   done
-}
-
-# Keeps a setting in .env, so that plain `docker compose` commands find it.
-keep_setting() {
-  if [[ -f $ENV_FILE ]] && grep -q "^$1=" "$ENV_FILE"; then
-    grep -qxF "$1=$2" "$ENV_FILE" || sed -i "s|^$1=.*|$1=$2|" "$ENV_FILE"
-  else
-    [[ -f $ENV_FILE ]] || printf '# Settings of this stack; every variable is in env.example.\n' > "$ENV_FILE"
-    printf '%s=%s\n' "$1" "$2" >> "$ENV_FILE"
-  fi
 }
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -74,8 +71,17 @@ port_is_free() {
     /proc/net/tcp /proc/net/tcp6 2> /dev/null
 }
 
+# The stack at work, and a build: measured, and half as much again.
+needed_memory_mb() {
+  case $(shape) in
+    prod) echo 400 ;;
+    split) echo 500 ;;
+    ha) echo 1500 ;;
+  esac
+}
+
 check_room() {
-  local folder free memory
+  local folder free memory needed
   folder=$(docker info --format '{{.DockerRootDir}}')
   # An engine elsewhere keeps its images elsewhere.
   if [[ -d $folder ]]; then
@@ -84,32 +90,51 @@ check_room() {
       die "$folder has $free MB free; needed: $FREE_DISK_MB MB (docker system prune frees what nothing uses)"
   fi
   memory=$(awk '/^MemAvailable:/ { print int($2 / 1024) }' /proc/meminfo)
-  ((memory >= FREE_MEMORY_MB)) || die "$memory MB of memory are available; needed: $FREE_MEMORY_MB MB"
+  needed=$(needed_memory_mb)
+  ((memory >= needed)) || die "$memory MB of memory are available; needed: $needed MB"
+}
+
+# --- one shape at a time ---------------------------------------------------------------------------------------------
+
+# The shape of which containers are here, running or stopped; nothing where there are none.
+present_shape() {
+  local services
+  services=$(docker ps --all --filter "label=com.docker.compose.project=$(project_name)" \
+    --filter label=com.docker.compose.oneoff=False --format '{{.Label "com.docker.compose.service"}}')
+  case $'\n'$services$'\n' in
+    *$'\nwhalefall\n'*) echo prod ;;
+    *$'\npostgres\n'* | *$'\nvalkey\n'*) echo ha ;;
+    *$'\nscheduler\n'*) echo split ;;
+  esac
+}
+
+# Two shapes in one project would be two schedulers on two stores, or two programs on one port.
+refuse_another_shape() {
+  local present wanted
+  wanted=$(shape)
+  present=$(present_shape)
+  if [[ -n $present && $present != "$wanted" ]]; then
+    die "the shape $present is here; take it down first (its data stays): docker compose --project-name $(project_name) down"
+  fi
+  if [[ $wanted != ha ]] && have_volume postgres; then
+    die "the jobs of this project are in PostgreSQL (volume $(project_name)_postgres), and the shape $wanted would start without them; start the shape ha, or another project beside it: COMPOSE_PROJECT_NAME=... scripts/up.sh --shape $wanted"
+  fi
+}
+
+# Jobs and history on SQLite that the shape ha would not see. Asked when the images are here: only a container can look
+# into a volume.
+refuse_to_leave_data_behind() {
+  [[ $(shape) == ha ]] && have_volume userdata || return 0
+  # shellcheck disable=SC2016 # for the container's shell
+  docker run --rm --network none --entrypoint sh --volume "$(project_name)_userdata:/data:ro" \
+    "whalefall/app:$(setting WHALEFALL_TAG latest)" -c '[ ! -e /data/scheduler.db ] || [ -e /data/moved_to_postgres.json ]' ||
+    die "the jobs of this project are in SQLite (volume $(project_name)_userdata); scripts/move_to_postgres.sh brings them into the shape ha"
 }
 
 # --- what the stack is made of ---------------------------------------------------------------------------------------
 
-ensure_secrets() {
-  (umask 077 && mkdir -p "$SECRETS_DIR")
-  # The folder keeps other people of this host out; the files must be readable for the container's user.
-  chmod 0700 "$SECRETS_DIR"
-  make_secret secret_key 64
-  make_secret admin_password 20
-  make_secret api_token 48
-}
-
-# make_secret NAME LENGTH: once. Letters and digits that cannot be mistaken for each other.
-make_secret() {
-  local file=$SECRETS_DIR/$1
-  [[ ! -s $file ]] || return 0
-  step "making the secret .secrets/$1"
-  head -c 4096 /dev/urandom | LC_ALL=C tr -dc 'A-HJ-NP-Za-km-z2-9' | cut -c "1-$2" > "$file.new"
-  chmod 0444 "$file.new"
-  mv "$file.new" "$file"
-  new_secrets=true
-}
-
 keep_settings() {
+  [[ -z ${COMPOSE_FILE-} ]] || keep_setting COMPOSE_FILE "$COMPOSE_FILE"
   [[ -z ${HTTP_PORT-} ]] || keep_setting HTTP_PORT "$HTTP_PORT"
   [[ -z ${COMPOSE_PROJECT_NAME-} ]] || keep_setting COMPOSE_PROJECT_NAME "$COMPOSE_PROJECT_NAME"
   keep_setting BASE_IMAGE "$BASE_IMAGE"
@@ -121,23 +146,42 @@ keep_settings() {
 start_stack() {
   local -a recreate=()
   # A container that runs already still holds the secret that was there before.
-  ! $new_secrets || recreate=(--force-recreate)
+  ((${#made[@]} == 0)) || recreate=(--force-recreate)
   step "starting the stack"
   compose up --detach --no-build "${recreate[@]}" >&2 < /dev/null || die "the stack could not be started; the reason is above"
 }
 
+# PostgreSQL keeps the password of its first start; a new one is told to it through its own socket.
+renew_postgres_password() {
+  [[ " ${made[*]-} " == *" postgres_password "* ]] && have_volume postgres || return 0
+  step "telling PostgreSQL its new password"
+  compose up --detach --no-build --force-recreate --wait postgres >&2 < /dev/null || die "PostgreSQL does not start; the reason is above"
+  # shellcheck disable=SC2016 # for psql
+  compose exec -T postgres psql --quiet --username=whalefall --dbname=whalefall --set=ON_ERROR_STOP=1 >&2 \
+    <<< '\set secret `cat /run/secrets/postgres_password`
+ALTER ROLE whalefall PASSWORD :'"'secret'"';' || die "PostgreSQL did not take its new password; the reason is above"
+}
+
 wait_until_healthy() {
-  local container state deadline=$((SECONDS + HEALTHY_WITHIN_S)) restarts
-  container=$(compose ps --all --quiet whalefall)
-  restarts=$(docker inspect --format '{{.RestartCount}}' "$container")
+  local container state deadline=$((SECONDS + HEALTHY_WITHIN_S))
+  local -a waiting
+  local -A restarts=()
+  mapfile -t waiting < <(compose ps --all --quiet)
+  for container in "${waiting[@]}"; do
+    restarts[$container]=$(docker inspect --format '{{.RestartCount}}' "$container")
+  done
   step "waiting until it is healthy"
-  while true; do
+  while ((${#waiting[@]})); do
+    container=${waiting[0]}
     state=$(docker inspect --format '{{.State.Health.Status}} {{.RestartCount}}' "$container")
-    [[ $state != "healthy $restarts" ]] || return 0
-    if ((SECONDS >= deadline)) || ((${state#* } > restarts + 1)); then
+    if [[ $state == "healthy ${restarts[$container]}" ]]; then
+      waiting=("${waiting[@]:1}")
+      continue
+    fi
+    if ((SECONDS >= deadline)) || ((${state#* } > ${restarts[$container]} + 1)); then
       docker logs --tail 30 "$container" >&2
       docker inspect --format '{{range .State.Health.Log}}{{.Output}}{{end}}' "$container" | tail -n 3 >&2
-      die "the stack is not healthy (${state% *}, restarted $((${state#* } - restarts)) times); its last words are above"
+      die "$(docker inspect --format '{{slice .Name 1}}' "$container") is not healthy (${state% *}, restarted $((${state#* } - ${restarts[$container]})) times); its last words are above"
     fi
     sleep 0.25
   done
@@ -158,14 +202,18 @@ main() {
   cd "$ROOT"
   local port
   port=$(setting HTTP_PORT 80)
+  [[ -z $wanted_shape ]] || use_shape "$wanted_shape"
 
   ensure_engine "$may_install"
+  refuse_another_shape
   check_port "$port"
   check_room
   prepare_build "$may_install"
+  build_images
+  refuse_to_leave_data_behind
   ensure_secrets
   keep_settings
-  build_images
+  renew_postgres_password
   start_stack
   wait_until_healthy
   step "healthy"
