@@ -129,7 +129,7 @@ class Stack:
         self.name = name
         self.shape = shape
         self.scale = dict(scale or {})
-        self.compose_files = COMPOSE_FILES[shape]
+        self.compose_files: tuple[str, ...] = COMPOSE_FILES[shape]
         self.folder = folder
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
