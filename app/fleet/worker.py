@@ -8,9 +8,12 @@ import logging
 import signal
 import sys
 import time
+import warnings
 from typing import Any
 
+from billiard.util import get_logger as get_billiard_logger
 from celery import Celery, signals
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 
@@ -34,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _RECONNECT_S = 2.0
 """The longest pause between two tries to reach the broker."""
+_COMPLAIN_S = 30.0
 
 _loop_turned_at = time.monotonic()
 
@@ -49,9 +53,13 @@ class FleetConsumer(Consumer):
 
     def ensure_connected(self, conn: Any) -> Any:
         """Tries until there is a connection, or a stop."""
+        complained_at = float("-inf")
 
-        def complain(error: Exception, pause_s: float) -> None:
-            logger.warning("no broker at %s: %s; next try in %s s", conn.as_uri(), error, pause_s)
+        def complain(error: Exception, _pause_s: float) -> None:
+            nonlocal complained_at
+            if time.monotonic() - complained_at >= _COMPLAIN_S:
+                complained_at = time.monotonic()
+                logger.warning("no broker at %s: %s", conn.as_uri(), error)
 
         conn = conn.ensure_connection(
             complain, interval_start=0.5, interval_step=0.5, interval_max=_RECONNECT_S, callback=maybe_shutdown
@@ -133,9 +141,13 @@ def _consume(celery: Celery, worker: Worker, supervisor: Supervisor, settings: S
         (signals.setup_logging, keep_logging),
     ):
         event.connect(receiver, weak=False)
-    # A line for every message received and done says nothing that the ledger does not.
+    # A line for every message received and done says nothing that the ledger does not; of a child that died with its
+    # run, the supervisor tells.
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
+    # It tells at every lost connection what it may do in a future release.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     consumer = celery.Worker(
         hostname=f"{settings.node_name}@{QUEUE}",
         pool="prefork",
@@ -148,6 +160,7 @@ def _consume(celery: Celery, worker: Worker, supervisor: Supervisor, settings: S
         without_heartbeat=True,
         quiet=True,
     )
+    get_billiard_logger().propagate = True  # Celery has just made it anew
     logger.info("worker %s: %d processes", settings.node_name, settings.worker_concurrency)
     consumer.start()
     return int(consumer.exitcode or 0)
