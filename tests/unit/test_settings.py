@@ -148,8 +148,39 @@ def test_a_secret_given_twice_is_refused(tmp_path: Path) -> None:
     assert "sesame" not in str(caught.value)
 
 
+ADDRESSES = ("ALERT_WEBHOOK_URL", "SCHEDULER_PING_URL")
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+def test_an_address_may_come_from_a_file(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "address"
+    file.write_text("https://hooks.example/sesame\n", encoding="utf-8")
+    assert getattr(Settings.load({f"{name}_FILE": str(file)}), name.lower()) == "https://hooks.example/sesame"
+    with pytest.raises(SettingsError, match=f"^{name}_FILE is .*; accepted: only one of") as caught:
+        Settings.load({name: "https://hooks.example/sesame", f"{name}_FILE": str(file)})
+    assert "sesame" not in str(caught.value)
+    file.write_text("", encoding="utf-8")
+    with pytest.raises(SettingsError, match=f"^{name}_FILE is .*; accepted: a readable, non-empty file"):
+        Settings.load({f"{name}_FILE": str(file)})
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+@pytest.mark.parametrize(
+    "value", ["ftp://hooks.example/sesame", "hooks.example/sesame", "file:///sesame", "https:///sesame"]
+)
+def test_an_address_that_cannot_be_asked_is_refused_without_being_shown(name: str, value: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"^{name} is .*; accepted: an address that begins with http:// or https://"
+    ) as caught:
+        Settings.load({name: value})
+    assert "sesame" not in str(caught.value)
+
+
 def test_settings_do_not_print_what_is_secret() -> None:
-    env = dict.fromkeys(SECRET_NAMES, "sesame") | {"JOBSTORE_URL": "postgresql://me:sesame@db/jobs"}
+    env = dict.fromkeys(SECRET_NAMES, "sesame") | {
+        "JOBSTORE_URL": "postgresql://me:sesame@db/jobs",
+        **dict.fromkeys(ADDRESSES, "https://hooks.example/sesame"),
+    }
     assert "sesame" not in repr(Settings.load(env))
 
 
