@@ -21,6 +21,11 @@ NAMES = (
     "start.committed",
     "finish.written",
     "finish.committed",
+    "move.begun",  # the move to PostgreSQL: before the first row
+    "move.copied",
+    "move.verified",  # before the commit
+    "move.committed",
+    "move.noted",
 )
 ACTIONS = ("exit", "freeze", "error")
 EXIT_STATUS = 70

@@ -1,0 +1,360 @@
+"""The move from SQLite to PostgreSQL: complete, checked, refused where it must be, harmless wherever it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, String, Table, func, insert, inspect, select
+from sqlalchemy.engine import Engine
+
+from app.db import account_tables, inventory_tables, jobstore_tables  # noqa: F401 - they fill METADATA
+from app.db.engines import create_engine_for, write_transaction
+from app.db.migrate import METADATA, VERSION_TABLES, Store, ensure_schema
+from app.ledger import failpoints
+from app.services.accounts.admin_sync import sync_admin
+from e2e.harness.postgres_server import PostgresServer, postgres_server
+from e2e.harness.scripts import Outcome
+from e2e.harness.stack import ROOT
+
+STORES: dict[Store, str] = {"jobstore": "scheduler.db", "app": "whalefall.db"}
+ROWS = 40
+SECRET_KEY, ADMIN_PASSWORD = "secret key of the tests", "correct horse battery staple"
+#: What the tests find hard to carry: other scripts, quotes, separators of COPY, a NUL, an astral character.
+AWKWARD = ("数据", "tab\there", "new\nline", "back\\slash \\N", "quote'\"", "nul\0inside", "😀", "")
+STEPS = [name for name in failpoints.NAMES if name.startswith("move.")]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with postgres_server() as running:
+        yield running
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A userdata folder with filled SQLite stores, and an empty PostgreSQL database to move them to."""
+
+    userdata: Path
+    target: str
+
+    def flask(self, *arguments: str, **environment: str) -> Outcome:
+        """`flask ...` with the settings of the shape ha."""
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", *arguments],
+            cwd=ROOT,
+            env=os.environ | self.environment() | {"FLASK_APP": "wsgi"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "USERDATA_DIR": str(self.userdata),
+            "JOBSTORE_URL": self.target,
+            "DATABASE_URL": self.target,
+            "SECRET_KEY": SECRET_KEY,
+            "ADMIN_PASSWORD": ADMIN_PASSWORD,
+            "API_TOKEN": "token of the tests",
+        }
+
+    def move(self, *arguments: str, **environment: str) -> Outcome:
+        return self.flask("jobs", "move-to-postgres", *arguments, **environment)
+
+    def source(self, store: Store) -> Engine:
+        return create_engine_for(f"sqlite:///{self.userdata / STORES[store]}")
+
+    @property
+    def note(self) -> Path:
+        return self.userdata / "moved_to_postgres.json"
+
+
+@pytest.fixture
+def deployment(server: PostgresServer, tmp_path: Path) -> Deployment:
+    made = Deployment(tmp_path / "userdata", server.new_database("moved"))
+    for store in STORES:
+        engine = made.source(store)
+        ensure_schema(engine, store)
+        fill(engine, store)
+        if store == "app":
+            sync_admin(engine, ADMIN_PASSWORD, SECRET_KEY)
+        engine.dispose()
+    return made
+
+
+def fill(engine: Engine, store: Store, rows: int = ROWS) -> None:
+    """Rows in every table that the metadata knows, so that a table of tomorrow is tested too."""
+    with write_transaction(engine) as connection:
+        for table in METADATA[store].sorted_tables:
+            connection.execute(insert(table), [row_of(table, number) for number in range(1, rows + 1)])
+
+
+def row_of(table: Table, number: int) -> dict[str, Any]:
+    return {column.name: value_of(column, number) for column in table.columns}
+
+
+def value_of(column: Column[Any], number: int) -> Any:  # noqa: PLR0911 - one for each type
+    if column.name in {"change", "period"}:  # of a fixed set
+        return {"change": "added", "period": "day"}[column.name]
+    if column.nullable and number % 3 == 0:
+        return None
+    if isinstance(column.type, Boolean):
+        return number % 2 == 0
+    if isinstance(column.type, BigInteger):
+        return 2**62 - number
+    if isinstance(column.type, Integer):
+        return number if column.primary_key or column.foreign_keys else 2**31 - 1 - number
+    if isinstance(column.type, Float):
+        return number / 7
+    assert isinstance(column.type, String), column
+    text = f"{number}{AWKWARD[number % len(AWKWARD)]}"
+    return text if column.type.length is None else text.replace("\0", "")[: column.type.length]
+
+
+def as_moved(row: dict[str, Any]) -> dict[str, Any]:
+    """What PostgreSQL should hold: it cannot hold a NUL."""
+    return {name: value.replace("\0", "\\x00") if isinstance(value, str) else value for name, value in row.items()}
+
+
+def contents(engine: Engine, store: Store) -> dict[str, list[dict[str, Any]]]:
+    """Every row of every table, by a way of its own: not by what the move itself reads with."""
+    found = {}
+    with engine.connect() as connection:
+        for table in METADATA[store].sorted_tables:
+            rows = [dict(row) for row in connection.execute(select(table)).mappings()]
+            found[table.name] = sorted(rows, key=lambda row: json.dumps(row, sort_keys=True, default=str))
+    return found
+
+
+def assert_moved(deployment: Deployment) -> None:
+    """PostgreSQL holds exactly what the files hold, but for the nodes, and goes on numbering behind it."""
+    target = create_engine_for(deployment.target)
+    try:
+        for store in STORES:
+            engine = deployment.source(store)
+            wanted = contents(engine, store)
+            engine.dispose()
+            found = contents(target, store)
+            assert wanted.keys() == found.keys()
+            if store == "jobstore":
+                assert found.pop("nodes") == []
+                wanted.pop("nodes")
+            for name, rows in wanted.items():
+                assert len(rows) >= ROWS, name
+                key = lambda row: json.dumps(row, sort_keys=True, default=str)  # noqa: E731
+                assert found[name] == sorted((as_moved(row) for row in rows), key=key), name
+        with target.begin() as connection:
+            for table in METADATA["app"].sorted_tables:
+                column = table.autoincrement_column
+                if column is None:
+                    continue
+                values = row_of(table, ROWS + 6) | {key.parent.name: 1 for key in table.foreign_keys}
+                del values[column.name]
+                highest = connection.execute(select(func.max(column))).scalar_one()
+                new = connection.execute(insert(table).values(values).returning(column)).scalar_one()
+                assert new > highest, table.name
+            connection.rollback()
+    finally:
+        target.dispose()
+
+
+def files_of(deployment: Deployment) -> dict[str, list[str]]:
+    """All rows of the old files, as SQLite itself shows them."""
+    found: dict[str, list[str]] = {}
+    for name in STORES.values():
+        with sqlite3.connect(deployment.userdata / name) as connection:
+            connection.text_factory = bytes
+            tables = [
+                row[0].decode() for row in connection.execute("SELECT name FROM sqlite_schema WHERE type='table'")
+            ]
+            found |= {table: sorted(map(repr, connection.execute(f'SELECT * FROM "{table}"'))) for table in tables}
+        connection.close()
+    return found
+
+
+def assert_refused(outcome: Outcome, *words: str) -> None:
+    """One clear line, and exit code 1."""
+    assert outcome.code == 1, outcome
+    assert outcome.stdout == "", outcome
+    last = outcome.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: "), outcome
+    for word in words:
+        assert word in last, outcome
+    assert "Traceback" not in outcome.stderr, outcome
+
+
+def tables_in(url: str) -> dict[str, int]:
+    """How many rows each table of a database has."""
+    engine = create_engine_for(url)
+    try:
+        with engine.connect() as connection:
+            names = inspect(connection).get_table_names()
+            return {name: connection.exec_driver_sql(f'SELECT count(*) FROM "{name}"').scalar_one() for name in names}
+    finally:
+        engine.dispose()
+
+
+def test_everything_is_moved_and_checked(deployment: Deployment) -> None:
+    before = files_of(deployment)
+    outcome = deployment.move("--json")
+    assert outcome.code == 0, outcome
+    result = json.loads(outcome.stdout)
+    moved = {table.name for store in STORES for table in METADATA[store].sorted_tables} - {"nodes"}
+    assert {name: found["rows"] for name, found in result["tables"].items()} == {
+        name: len(before[name]) for name in moved
+    }
+    assert before.keys() == moved | {"nodes", *VERSION_TABLES.values()}, "the files have tables that nobody moves"
+    assert "password" not in outcome.stdout + outcome.stderr
+    assert_moved(deployment)
+    assert files_of(deployment) == before, "the old files were changed"
+    note = json.loads(deployment.note.read_text())
+    assert note["sources"] == STORES
+    assert note["rows"]["runs"] == ROWS
+    assert "password" not in deployment.note.read_text()
+
+    again = deployment.move()
+    assert again.code == 0, again
+    assert "before" in again.stdout
+    assert_moved(deployment)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_any_step_it_ends_right_when_run_again(deployment: Deployment, step: str) -> None:
+    killed = deployment.move(FAIL_POINTS=f"{step}=exit")
+    assert killed.code == failpoints.EXIT_STATUS, killed
+    assert deployment.note.exists() == (step == "move.noted")
+    assert not list(deployment.userdata.glob(".moved*")), "a half-written note"
+    again = deployment.move()
+    assert again.code == 0, again
+    assert_moved(deployment)
+    assert deployment.note.exists()
+
+
+def test_a_copy_that_was_overtaken_is_made_anew(deployment: Deployment) -> None:
+    """Interrupted after the commit, the old stack ran on; nobody used the copy."""
+    assert deployment.move(FAIL_POINTS="move.committed=exit").code == failpoints.EXIT_STATUS
+    engine = deployment.source("jobstore")
+    table = METADATA["jobstore"].tables["jobs"]
+    with write_transaction(engine) as connection:
+        connection.execute(table.delete().where(table.c.id == row_of(table, 7)["id"]))
+        connection.execute(insert(table), [row_of(table, number) for number in (900, 901)])
+    engine.dispose()
+    assert deployment.move().code == 0
+    assert_moved(deployment)
+
+
+def test_a_database_that_was_used_is_refused(deployment: Deployment) -> None:
+    assert deployment.move().code == 0
+    target = create_engine_for(deployment.target)
+    nodes = METADATA["jobstore"].tables["nodes"]
+    with write_transaction(target) as connection:
+        connection.execute(insert(nodes), [row_of(nodes, 1)])
+    # As long as the files are what was moved, that is no error: it is done.
+    assert deployment.move().code == 0
+    engine = deployment.source("app")
+    table = METADATA["app"].tables["audit_log"]
+    with write_transaction(engine) as connection:
+        connection.execute(insert(table), [row_of(table, 900)])
+    engine.dispose()
+    before = tables_in(deployment.target)
+    assert_refused(deployment.move(), "holds data", "runs", deployment.target.split("@")[1])
+    assert tables_in(deployment.target) == before
+    target.dispose()
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_foreign_data_is_refused(deployment: Deployment, store: Store) -> None:
+    target = create_engine_for(deployment.target)
+    ensure_schema(target, store)
+    name = {"jobstore": "jobs", "app": "users"}[store]
+    table = METADATA[store].tables[name]
+    with write_transaction(target) as connection:
+        connection.execute(insert(table), [row_of(table, 1)])
+    target.dispose()
+    assert_refused(deployment.move(), "holds data", f"1 rows in {name}")
+    assert not deployment.note.exists()
+    assert tables_in(deployment.target)[name] >= 1
+    assert "moved_from_sqlite" not in tables_in(deployment.target)
+
+
+def test_the_admin_that_a_start_makes_is_no_foreign_data(deployment: Deployment) -> None:
+    assert deployment.flask("jobs", "list").code == 0
+    assert tables_in(deployment.target)["users"] == 1
+    assert deployment.move().code == 0
+    assert_moved(deployment)
+
+
+def test_nothing_is_moved_while_a_process_has_a_file_open(deployment: Deployment) -> None:
+    with sqlite3.connect(deployment.userdata / "whalefall.db") as holder:
+        holder.execute("SELECT count(*) FROM users").fetchone()
+        assert_refused(deployment.move(), "whalefall.db is open in another process")
+    holder.close()
+    assert deployment.move().code == 0
+
+
+def test_dry_run_changes_nothing(deployment: Deployment, server: PostgresServer) -> None:
+    outcome = deployment.move("--dry-run", "--json")
+    assert outcome.code == 0, outcome
+    assert json.loads(outcome.stdout)["tables"]["runs"]["rows"] == ROWS
+    assert not deployment.note.exists()
+    assert tables_in(deployment.target).get("jobs", 0) == 0
+
+
+def test_values_that_do_not_fit_are_named(deployment: Deployment) -> None:
+    """SQLite keeps what it is given, whatever the column says."""
+    with sqlite3.connect(deployment.userdata / "scheduler.db") as connection:
+        connection.execute(
+            "UPDATE jobs SET name = ? WHERE max_instances = (SELECT min(max_instances) FROM jobs)", ["x" * 300]
+        )
+        connection.execute("UPDATE runs SET max_instances = 'many' WHERE run_id = (SELECT min(run_id) FROM runs)")
+    connection.close()
+    assert_refused(deployment.move(), "jobs.name", "300 characters", "Nothing was changed")
+    assert not deployment.note.exists()
+
+
+def test_sources_that_cannot_be_moved(deployment: Deployment) -> None:
+    assert_refused(deployment.move(JOBSTORE_URL=""), "JOBSTORE_URL", "scheduler.db")
+    assert_refused(deployment.move("--jobstore", "/nowhere/x.db"), "/nowhere/x.db")
+    file = deployment.userdata / "whalefall.db"
+    with file.open("r+b") as damaged:
+        damaged.seek(4096)
+        damaged.write(b"\xff" * 4096)
+    assert_refused(deployment.move(), "whalefall.db is damaged")
+    assert not deployment.note.exists()
+
+
+def test_an_old_stack_does_not_start_after_the_move(deployment: Deployment) -> None:
+    assert deployment.move().code == 0
+    for scheduler in ("true", "false"):
+        refused = start_app(deployment, JOBSTORE_URL="", DATABASE_URL="", ENABLE_SCHEDULER=scheduler)
+        assert refused.code == 4, refused
+        assert len(refused.stderr.strip().splitlines()) == 1, refused
+        assert "was moved to PostgreSQL" in refused.stderr
+        assert "runbooks/move-to-postgres.md" in refused.stderr
+    deployment.note.unlink()
+    assert start_app(deployment, JOBSTORE_URL="", DATABASE_URL="", ENABLE_SCHEDULER="false").code == 0
+
+
+def start_app(deployment: Deployment, **environment: str) -> Outcome:
+    """What Gunicorn does to start a process, without serving."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import wsgi"],
+        cwd=ROOT,
+        env=os.environ | deployment.environment() | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
