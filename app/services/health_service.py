@@ -52,7 +52,7 @@ def readiness(runtime: Runtime | None = None) -> Readiness:
 def _heartbeat_age_s(jobstore: Engine) -> float | None:
     with read_transaction(jobstore) as connection:
         newest = connection.execute(
-            select(func.max(nodes.c.heartbeat_at)).where(nodes.c.state == "running")
+            select(func.max(nodes.c.heartbeat_at)).where(nodes.c.state == "running", nodes.c.kind == "scheduler")
         ).scalar_one()
         return None if newest is None else (database_now_us(connection) - newest) / 1_000_000
 

@@ -17,12 +17,21 @@ from app.services.health_service import HEARTBEAT_FRESH_S
 READY = "/api/v1/health/ready"
 
 
-def add_node(runtime: Runtime, *, silent_s: float = 0.0, state: str = "running", node_id: str = "n1") -> None:
+def add_node(
+    runtime: Runtime, *, silent_s: float = 0.0, state: str = "running", node_id: str = "n1", kind: str = "scheduler"
+) -> None:
     beat = now_us() - int(silent_s * 1_000_000)
     with write_transaction(runtime.jobstore) as connection:
         connection.execute(
             insert(nodes).values(
-                node_id=node_id, name="n", version="0", state=state, started_at=beat, heartbeat_at=beat, stats="{}"
+                node_id=node_id,
+                kind=kind,
+                name="n",
+                version="0",
+                state=state,
+                started_at=beat,
+                heartbeat_at=beat,
+                stats="{}",
             )
         )
 
@@ -49,6 +58,11 @@ def test_a_scheduler_that_is_gone_does_not_count(
     client: FlaskClient, runtime: Runtime, silent_s: float, state: str
 ) -> None:
     add_node(runtime, silent_s=silent_s, state=state)
+    assert client.get(READY).get_json()["context"]["scheduler"] == "silent"
+
+
+def test_a_worker_is_no_scheduler(client: FlaskClient, runtime: Runtime) -> None:
+    add_node(runtime, kind="worker")
     assert client.get(READY).get_json()["context"]["scheduler"] == "silent"
 
 
