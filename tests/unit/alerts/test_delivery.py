@@ -23,13 +23,16 @@ from e2e.harness.waiting import wait_until
 from .conftest import Outbox
 
 TASK = """
+import time
+from pathlib import Path
+
 from app.tasks import task
 
 
-@task("sour", description="Fails until it is told otherwise")
-def sour(fail: bool = True):
-    print("the log")
-    if fail:
+@task("sour", description="Fails unless there is sugar")
+def sour(sugar: str, seconds: float = 0.0):
+    time.sleep(seconds)
+    if not Path(sugar).exists():
         raise RuntimeError("gone sour")
 """
 
@@ -55,27 +58,32 @@ def running(settings: Settings) -> Iterator[Flask]:
     stop_scheduler()
 
 
-def upsert(app: Flask, receiver: Receiver, *, fail: bool) -> None:
+@pytest.fixture
+def sugar(tmp_path: Path) -> Path:
+    return tmp_path / "sugar"
+
+
+def start_job(app: Flask, receiver: Receiver, sugar: Path, seconds: float = 0.0) -> str:
+    """Makes the job and runs it: the run's id."""
     SchedulerJobWriteService(runtime_of(app)).upsert(
         {
             "id": "job",
             "name": "Sour",
             "task": "sour",
-            "kwargs": {"fail": fail},
+            "kwargs": {"sugar": str(sugar), "seconds": seconds},
             "ping_url": receiver.url("/ping"),
             "trigger_type": "cron",
             "hour": 1,
         }
     )
+    return SchedulerActionsService(runtime_of(app)).start_run("job").run_id
 
 
-def test_a_failure_a_recovery_and_their_pings_arrive(running: Flask, receiver: Receiver) -> None:
-    actions = SchedulerActionsService(runtime_of(running))
-    upsert(running, receiver, fail=True)
-    first = actions.start_run("job").run_id
+def test_a_failure_a_recovery_and_their_pings_arrive(running: Flask, receiver: Receiver, sugar: Path) -> None:
+    first = start_job(running, receiver, sugar)
     wait_until("an alert", lambda: receiver.to("/hook"), within=20)
-    upsert(running, receiver, fail=False)
-    second = actions.start_run("job").run_id
+    sugar.touch()
+    second = SchedulerActionsService(runtime_of(running)).start_run("job").run_id
     wait_until("the recovery", lambda: len(receiver.to("/hook")) == 2, within=20)
 
     failed, recovered = (got.json for got in receiver.to("/hook"))
@@ -89,24 +97,25 @@ def test_a_failure_a_recovery_and_their_pings_arrive(running: Flask, receiver: R
     assert [got.path for got in pings] == ["/ping/start", "/ping/fail", "/ping/start", "/ping"]
     rids = [got.query["rid"][0].replace("-", "") for got in pings]
     assert rids == [first, first, second, second]
-    assert b"the log" in pings[1].body
+    assert pings[1].body.endswith(b"RuntimeError: gone sour\n")
     wait_until("the scheduler's own ping", lambda: receiver.to("/scheduler"), within=20)
 
 
-def test_a_stop_sends_what_its_last_runs_left(running: Flask, receiver: Receiver) -> None:
-    upsert(running, receiver, fail=True)
-    SchedulerActionsService(runtime_of(running)).start_run("job")
+def test_a_stop_sends_what_its_last_runs_left(running: Flask, receiver: Receiver, sugar: Path) -> None:
+    start_job(running, receiver, sugar, seconds=3.0)
+    wait_until("the start's ping", lambda: receiver.to("/ping/start"), within=20)
     stop_scheduler()
     assert [got.json["event"] for got in receiver.to("/hook")] == ["run.failed"]
     assert [got.path for got in receiver.received if got.path.startswith("/ping")] == ["/ping/start", "/ping/fail"]
 
 
-def test_a_hanging_receiver_holds_up_neither_the_loop_nor_the_stop(running: Flask, receiver: Receiver) -> None:
+def test_a_hanging_receiver_holds_up_neither_the_loop_nor_the_stop(
+    running: Flask, receiver: Receiver, sugar: Path
+) -> None:
     receiver.reply = Reply(after_s=30)
-    upsert(running, receiver, fail=True)
     scheduler = runtime_of(running).scheduler
     assert scheduler is not None
-    SchedulerActionsService(runtime_of(running)).start_run("job")
+    start_job(running, receiver, sugar)
     wait_until("requests that hang", lambda: receiver.to("/hook") and receiver.to("/ping/start"), within=20)
     assert scheduler.health().ready
     ended = threading.Thread(target=stop_scheduler)
