@@ -45,8 +45,9 @@ class Run:
 
     @property
     def lateness_ms(self) -> float | None:
-        """From the due moment to the start; None for what never started."""
-        return _milliseconds(self.scheduled_for, self.started_at)
+        """From the due moment, of a later attempt from when it was allowed to, to the start; None for what never
+        started."""
+        return _milliseconds(self.not_before or self.scheduled_for, self.started_at)
 
     @property
     def duration_ms(self) -> float | None:

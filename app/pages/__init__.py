@@ -10,7 +10,7 @@ from flask import Flask
 
 from app.i18n import current_language
 from app.pages.assets import serve_static, static_address
-from app.pages.board import node_health
+from app.pages.board import due_moment, node_health, node_work
 from app.pages.formats import (
     breakable,
     last_line,
@@ -23,6 +23,7 @@ from app.pages.job_words import cron_expression, element_key, schedule_words
 from app.pages.views import pages
 from app.pages.words import (
     creator_name,
+    executor_name,
     outcome_name,
     run_kind,
     script_texts,
@@ -43,9 +44,12 @@ def init_pages(app: Flask) -> None:
     app.jinja_env.globals.update(
         creator_name=creator_name,
         cron_expression=cron_expression,
+        due_moment=due_moment,
         element_key=element_key,
+        executor_name=executor_name,
         job_state=job_state,
         node_health=node_health,
+        node_work=node_work,
         outcome_name=outcome_name,
         page_language=page_language,
         run_kind=run_kind,

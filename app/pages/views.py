@@ -16,7 +16,9 @@ from app.pages.formats import page_now, page_zone
 from app.pages.return_address import HOME, safe_return_address
 from app.pages.timeline import draw_timeline
 from app.repositories.jobs_repository import JobFilter
+from app.runtime import current_runtime
 from app.services.accounts import current_principal
+from app.services.accounts.user_names import names_of
 from app.services.scheduler.scheduler_jobs_read_service import SchedulerJobsReadService
 from app.services.scheduler.scheduler_runs_read_service import SchedulerRunsReadService
 from app.services.scheduler.scheduler_status_read_service import SchedulerStatusReadService
@@ -150,7 +152,8 @@ def scheduler() -> ResponseReturnValue:
 @login_first
 def job(job_id: str) -> ResponseReturnValue:
     cursor = request.args.get("cursor") or None
-    found = SchedulerJobsReadService(language=current_language()).get_job(job_id)
+    # Deleted ones too: runs lead to them, and they can be restored here.
+    found = SchedulerJobsReadService(language=current_language()).get_job(job_id, include_deleted=True)
     history = SchedulerRunsReadService().history(job_id, limit=RUNS_ON_A_PAGE, cursor=cursor)
     timeline = draw_timeline(history.items, now=page_now(), zone=page_zone()) if cursor is None else None
     return render_template(
@@ -167,4 +170,10 @@ def job(job_id: str) -> ResponseReturnValue:
 @pages.get("/scheduler/runs/<run_id>")
 @login_first
 def run(run_id: str) -> ResponseReturnValue:
-    return render_template("run.html", page="scheduler", run=SchedulerRunsReadService().get_run(run_id))
+    found = SchedulerRunsReadService().get_run(run_id)
+    return render_template(
+        "run.html",
+        page="scheduler",
+        run=found,
+        names=names_of(current_runtime().database, (found.created_by, found.cancel_requested_by)),
+    )

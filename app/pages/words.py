@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from flask_babel import gettext as _
 
 from app.errors import _N
@@ -21,6 +23,13 @@ _OUTCOMES = {
 }
 
 
+_EXECUTORS = {
+    "default": _N("线程"),
+    "process": _N("独立进程"),
+    "celery": _N("Celery 工作节点"),
+}
+
+
 def outcome_name(outcome: str) -> str:
     """An outcome of the ledger in the page's language."""
     message = _OUTCOMES.get(outcome)
@@ -32,9 +41,17 @@ def run_kind(run: RunView) -> str:
     return str(_("手动") if run.kind == "manual" else _("定时"))
 
 
-def creator_name(created_by: str) -> str:
-    """Who asked for a run: the ledger holds a user's id, or the name of the token."""
+def creator_name(created_by: str, names: Mapping[str, str]) -> str:
+    """Who asked for a run or its end: the ledger holds a user's id, found in `names`, or the name of the token."""
+    if created_by in names:
+        return names[created_by]
     return str(_("用户 %(id)s", id=created_by)) if created_by.isdecimal() else created_by
+
+
+def executor_name(executor: str) -> str:
+    """Where a run is executed, in the page's language."""
+    message = _EXECUTORS.get(executor)
+    return executor if message is None else str(_(message))
 
 
 def state_choices() -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,12 @@ def user_by_id(connection: Connection, user_id: int) -> User | None:
     """The user of this id."""
     row = connection.execute(select(*_USER_COLUMNS).where(users.c.id == user_id)).one_or_none()
     return None if row is None else User(**row._mapping)
+
+
+def usernames(connection: Connection, user_ids: Collection[int]) -> dict[int, str]:
+    """The names of these users; those that are not there are left out."""
+    rows = connection.execute(select(users.c.id, users.c.username).where(users.c.id.in_(user_ids)))
+    return {row.id: row.username for row in rows}
 
 
 def add_user(connection: Connection, *, now: int, **values: Any) -> None:

@@ -198,9 +198,10 @@ class RunsRepository:
             return {outcome: int(moments) for outcome, moments in connection.execute(query)}
 
     def queue(self) -> dict[str, tuple[int, datetime | None]]:
-        """Of pending and running runs: how many there are, and since when the oldest was due."""
+        """Of pending and running runs: how many there are, and since when the oldest was due; a later attempt is due
+        when it may start."""
         query = (
-            select(runs.c.outcome, func.count(), func.min(runs.c.scheduled_for))
+            select(runs.c.outcome, func.count(), func.min(func.coalesce(runs.c.not_before, runs.c.scheduled_for)))
             .where(IS_ACTIVE)
             .group_by(runs.c.outcome)
         )
@@ -211,12 +212,16 @@ class RunsRepository:
             }
 
     def lateness(self, since: datetime, *, limit: int) -> Sequence[float]:
-        """Milliseconds from due to start of the newest `limit` scheduled runs that started since `since`."""
+        """Milliseconds from due to start of the newest `limit` scheduled runs that started since `since`.
+
+        First attempts only: later ones wait on purpose.
+        """
         query = (
             select(runs.c.started_at - runs.c.scheduled_for)
             .where(
                 runs.c.run_id >= run_id_floor(to_us(since)),
                 runs.c.kind == "schedule",
+                runs.c.attempt == 1,
                 runs.c.started_at.is_not(None),
             )
             .order_by(runs.c.run_id.desc())

@@ -15,7 +15,7 @@ from app.runtime import Runtime
 from app.triggers import build_trigger, trigger_args, trigger_type
 
 State = Literal["STATE_RUNNING", "STATE_PAUSED"]
-JobState = Literal["scheduled", "paused", "disabled", "finished", "unreadable"]
+JobState = Literal["scheduled", "paused", "disabled", "finished", "unreadable", "deleted"]
 
 UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError)
 """What a stored trigger raises that is no trigger."""
@@ -176,6 +176,8 @@ def _written(spec: dict[str, Any]) -> str:
 
 def job_state(job: Job | SchedulerJobListItem) -> JobState:
     """Why a job has a next run, or has none."""
+    if not job.is_active:
+        return "deleted"
     if job.problem is not None:
         return "unreadable"
     if not job.is_enabled:

@@ -88,8 +88,8 @@ def run_detail(reading: RunReading, zone: ZoneInfo) -> RunDetail:
 
 def cancel_view(run: Run, zone: ZoneInfo) -> CancelView:
     """The same of a run as a cancellation left it."""
-    effect = "cancelled" if run.outcome == "cancelled" else "requested"
-    return CancelView.model_construct(**_fields(run, zone), effect=effect)
+    fields = _fields(run, zone)
+    return CancelView.model_construct(**fields, effect="cancelled" if run.outcome == "cancelled" else "requested")
 
 
 def _fields(run: Run, zone: ZoneInfo) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class SchedulerJobWriteService:
             return self._created_before(earlier.resource)
 
     def _add(self, new: NewJobInput, by: str, repeat: RepeatKey | None) -> SavedJob:
-        parsed = self._trigger(new)
+        parsed = self._trigger(new, new.misfire_grace_time)
         fields = new.job_fields()
         job_id = fields.pop("id", None) or f"{new.task}-{secrets.token_hex(4)}"
         if job_id in BUILTIN_TASK_IDS:
@@ -116,7 +116,7 @@ class SchedulerJobWriteService:
             raise Forbidden(_N("此任务由默认任务文件定义，不能修改"))
         if job.source == "builtin" and fields:
             raise Forbidden(_N("内置任务只能修改触发器"), context={"fields": sorted(fields), "editable": ["trigger"]})
-        parsed = self._trigger(change, fields.get("misfire_grace_time", job.misfire_grace_time))
+        parsed = self._changed_trigger(change, fields.get("misfire_grace_time", job.misfire_grace_time), job.trigger)
         if fields.keys() & {"task", "kwargs"}:
             fields["kwargs"] = self._runtime.tasks.check_kwargs(
                 fields.get("task", job.task), fields.get("kwargs", job.kwargs)
@@ -136,9 +136,16 @@ class SchedulerJobWriteService:
         if "executor" in fields:
             check_executor(fields["executor"], self._runtime.settings.celery_broker_url)
 
-    def _trigger(self, given: JobSettings, misfire_grace_s: float | None = None) -> ParsedTrigger:
+    def _changed_trigger(self, change: JobSettings, misfire_grace_s: float, stored: Mapping[str, Any]) -> ParsedTrigger:
+        """The trigger of a change; one that has no fire left is accepted where it is the job's already, so that the
+        job's other fields can be changed."""
+        same = self._trigger(change, misfire_grace_s, allow_past=True)
+        return same if same.spec == dict(stored) else self._trigger(change, misfire_grace_s)
+
+    def _trigger(self, given: JobSettings, misfire_grace_s: float, *, allow_past: bool = False) -> ParsedTrigger:
         return parse_trigger(
             given.trigger_fields(),
             default_timezone=self._runtime.settings.scheduler_timezone,
-            misfire_grace_s=given.misfire_grace_time if misfire_grace_s is None else misfire_grace_s,
+            misfire_grace_s=misfire_grace_s,
+            allow_past=allow_past,
         )

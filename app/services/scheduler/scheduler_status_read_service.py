@@ -229,7 +229,8 @@ def _is_alive(node: Node, now: datetime) -> bool:
 def _queue(found: Mapping[str, tuple[int, datetime | None]], now: datetime) -> QueueView:
     def age(outcome: str) -> float | None:
         oldest = found.get(outcome, (0, None))[1]
-        return None if oldest is None else round((now - oldest).total_seconds(), 3)
+        # Below zero: all of them are later attempts that wait on purpose.
+        return None if oldest is None else max(round((now - oldest).total_seconds(), 3), 0.0)
 
     return QueueView(
         pending=found.get("pending", (0, None))[0],

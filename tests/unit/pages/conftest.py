@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -117,7 +118,7 @@ def add_run(runtime: Runtime) -> Callable[..., str]:
             "created_by": "scheduler",
             "claimed_at": to_us(at),
             "started_at": to_us(at) + 2_000,
-            "finished_at": None if outcome == "running" else to_us(at) + 1_502_000,
+            "finished_at": None if outcome in ("pending", "running") else to_us(at) + 1_502_000,
             **fields,
         }
         with write_transaction(runtime.jobstore) as connection:
@@ -131,18 +132,21 @@ def add_run(runtime: Runtime) -> Callable[..., str]:
 
 @pytest.fixture
 def add_node(runtime: Runtime) -> Callable[..., None]:
-    def add(name: str, *, state: str = "running", silent_s: float = 0.0) -> None:
+    def add(name: str, *, state: str = "running", silent_s: float = 0.0, stats: Any = None, **fields: Any) -> None:
         now = to_us(datetime.now(UTC))
         with write_transaction(runtime.jobstore) as connection:
             connection.execute(
                 insert(nodes).values(
-                    node_id=f"{name:0<32}"[:32],
-                    name=name,
-                    version="0.1.0",
-                    state=state,
-                    started_at=now - 3_600_000_000,
-                    heartbeat_at=now - int(silent_s * 1_000_000),
-                    stats="{}",
+                    {
+                        "node_id": f"{name:0<32}"[:32],
+                        "name": name,
+                        "version": "0.1.0",
+                        "state": state,
+                        "started_at": now - 3_600_000_000,
+                        "heartbeat_at": now - int(silent_s * 1_000_000),
+                        "stats": json.dumps(stats or {}),
+                        **fields,
+                    }
                 )
             )
 

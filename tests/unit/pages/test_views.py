@@ -13,6 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event
 
+from app.db.clock import to_us
 from app.pages.assets import static_address
 from app.pages.job_words import element_key
 from app.runtime import Runtime
@@ -112,6 +113,7 @@ def test_unknown_language_is_no_page(visitor: FlaskClient) -> None:
 
 def test_english_pages_hold_no_chinese(
     reader: FlaskClient,
+    runtime: Runtime,
     add_job: Callable[..., None],
     add_run: Callable[..., str],
     add_node: Callable[..., None],
@@ -125,13 +127,23 @@ def test_english_pages_hold_no_chinese(
             "start_date": "2026-01-01T00:00:00+08:00",
             "timezone": "Asia/Shanghai",
         },
+        max_attempts=3,
+        time_limit=60,
+        soft_time_limit=50,
+        executor="process",
+        ping_url="https://hc.example/",
     )
     run_id = add_run("one", outcome="failed", error="ValueError: no", log="text")
     for outcome in ("running", "missed", "lost", "skipped", "pending"):
         add_run("two", outcome=outcome)
     add_node("alive")
     add_node("silent", silent_s=60)
-    for address in (*PAGES, "/scheduler/jobs/one", f"/scheduler/runs/{run_id}", "/missing"):
+    waiting = add_run("two", outcome="pending", finished_at=None, max_attempts=3, executor="celery")
+    runtime.ledger.delete_job("one", "1")
+    for address in (
+        *(*PAGES, "/scheduler/jobs/one", "/scheduler/jobs/two"),
+        *(f"/scheduler/runs/{run_id}", f"/scheduler/runs/{waiting}", "/missing"),
+    ):
         page = reader.get(address, headers=ENGLISH).text.replace(">中文<", "><")
         assert re.findall(r"[\u4e00-\u9fff]+", page) == [], address
 
@@ -260,6 +272,41 @@ def test_dashboard_costs_the_same_few_queries_however_many_rows(
     assert len(queries) == few <= 12
 
 
+def test_dashboard_tells_what_each_node_is_doing(
+    reader: FlaskClient, add_job: Callable[..., None], add_run: Callable[..., str], add_node: Callable[..., None]
+) -> None:
+    add_job("long", executor="celery")
+    run_id = add_run("long", outcome="running")
+    running = [{"run_id": run_id, "job_id": "long"}] * 6
+    add_node("node-1", stats={"running": [], "running_count": 0, "free": {"default": 60, "process": 2}})
+    add_node("worker-1", kind="worker", version="0.0.9", stats={"running": running, "running_count": 9, "free": {}})
+    add_node("old", stats={})
+    page = reader.get("/dashboard", headers=ENGLISH).text
+    figures = dict(re.findall(r'id="tile-(\w+)">([^<]*)<', page))
+    assert figures["nodes"] == "2", "workers are no schedulers"
+    told = {name: words(row) for name, row in re.findall(r'<li data-node="([^"]+)"(.*?)</li>', page, re.DOTALL)}
+    assert "scheduler" in told["node-1"]
+    assert "idle · free places: 62" in told["node-1"]
+    assert "worker working" in told["worker-1"]
+    assert "version 0.0.9" in told["worker-1"]
+    assert "and others, 9 in all" in told["worker-1"]
+    assert f'href="/scheduler/runs/{run_id}"' in page
+    assert "idle" in told["old"]
+    assert re.findall(r'data-problem="(\w+)"', page) == ["versions_differ"]
+    assert "workers: 1 · problems: 1" in words(page)
+
+
+def test_an_attempt_that_waits_on_purpose_is_not_late(
+    reader: FlaskClient, add_job: Callable[..., None], add_run: Callable[..., str]
+) -> None:
+    add_job("nightly")
+    soon = to_us(datetime.now(UTC) + timedelta(minutes=9))
+    add_run("nightly", outcome="pending", attempt=2, started_at=None, not_before=soon)
+    page = reader.get("/dashboard", headers=ENGLISH).text
+    assert 'id="tile-late">0<' in page
+    assert "attempt 2 · in 8 min" in words(page)
+
+
 def test_job_page_shows_settings_and_history(
     reader: FlaskClient, add_job: Callable[..., None], add_run: Callable[..., str]
 ) -> None:
@@ -273,6 +320,46 @@ def test_job_page_shows_settings_and_history(
     assert "ValueError: wolf" in text
     assert "attempt 2" in text
     assert f'data-run="{run_id}" data-outcome="failed"' in page
+
+
+def test_job_page_shows_attempts_limits_and_ping(reader: FlaskClient, add_job: Callable[..., None]) -> None:
+    add_job("plain")
+    add_job(
+        "full",
+        executor="process",
+        max_attempts=3,
+        retry_delay=30,
+        soft_time_limit=50,
+        time_limit=60,
+        ping_url="https://hc.example/ping/1",
+    )
+    plain, full = (words(reader.get(f"/scheduler/jobs/{name}", headers=ENGLISH).text) for name in ("plain", "full"))
+    assert "Tried again after a failure no" in plain
+    assert "Time limits none" in plain
+    assert "Process of its own" in full
+    assert "up to 3 attempts, 30 s before the second" in full
+    assert "asked to stop after 50 s · stopped after 60 s" in full
+    assert "https://hc.example/ping/1" in full.replace(" ", "")
+
+
+def test_settings_of_own_jobs_only_can_be_edited(reader: FlaskClient, add_job: Callable[..., None]) -> None:
+    for source in ("own", "default", "builtin"):
+        add_job(source, source=source)
+        page = reader.get(f"/scheduler/jobs/{source}").text
+        assert ("data-change-settings" in page) is (source == "own")
+
+
+def test_deleted_job_is_shown_as_such_and_can_be_restored(
+    reader: FlaskClient, onlooker: FlaskClient, runtime: Runtime, add_job: Callable[..., None]
+) -> None:
+    add_job("gone")
+    runtime.ledger.delete_job("gone", "1")
+    page = reader.get("/scheduler/jobs/gone", headers=ENGLISH).text
+    assert re.findall(r'data-action="(\w+)"', page) == ["restore"]
+    assert "data-change" not in page
+    assert "It can be restored within 30 days" in page
+    assert "deleted" in words(page)
+    assert "data-action" not in onlooker.get("/scheduler/jobs/gone").text
 
 
 def test_history_comes_in_pages(reader: FlaskClient, add_job: Callable[..., None], add_run: Callable[..., str]) -> None:
@@ -301,6 +388,56 @@ def test_run_page_of_a_running_run_refreshes(
 ) -> None:
     add_job("nightly")
     assert "data-refresh-ms" in reader.get(f"/scheduler/runs/{add_run('nightly', outcome='running')}").text
+
+
+@pytest.mark.parametrize("outcome", ["pending", "running", "success", "cancelled"])
+def test_only_a_run_that_has_not_ended_can_be_cancelled(
+    reader: FlaskClient, onlooker: FlaskClient, add_job: Callable[..., None], add_run: Callable[..., str], outcome: str
+) -> None:
+    add_job("nightly")
+    address = f"/scheduler/runs/{add_run('nightly', outcome=outcome)}"
+    page = reader.get(address).text
+    offered = outcome in ("pending", "running")
+    assert ("data-cancel-run" in page, "cancel-dialog" in page, "js/run." in page) == (offered,) * 3
+    assert "cancel" not in onlooker.get(address).text.replace("cancelled", "")
+
+
+def test_run_page_shows_attempts_limits_and_who_asked_by_name(
+    reader: FlaskClient, runtime: Runtime, add_job: Callable[..., None], add_run: Callable[..., str]
+) -> None:
+    add_job("nightly")
+    at = datetime.now(UTC) - timedelta(minutes=5)
+    fire = {"scheduled_for": to_us(at), "max_attempts": 3, "kind": "manual", "created_by": "1"}
+    first = add_run("nightly", outcome="failed", error="ValueError: wolf", **fire)
+    second = add_run(
+        "nightly",
+        outcome="running",
+        attempt=2,
+        first_run_id=first,
+        not_before=to_us(at) + 60_000_000,
+        soft_time_limit=7,
+        time_limit=8,
+        cancel_requested_at=to_us(at) + 90_000_000,
+        cancel_requested_by="999",
+        **fire,
+    )
+    add_run("nightly", outcome="success")
+    page = reader.get(f"/scheduler/runs/{second}", headers=ENGLISH).text
+    text = words(page)
+    assert re.findall(r'data-attempt="(\d)"', page) == ["1"]
+    assert f'href="/scheduler/runs/{first}"' in page
+    assert "ValueError: wolf" in text
+    assert "2 of up to 3" in text
+    assert "asked to stop after 7 s · stopped after 8 s" in text
+    assert "manual · admin" in text
+    assert "Cancellation asked for by user 999" in text, "a user that is gone keeps the number"
+    assert "It was asked to stop" in text
+
+
+def test_run_of_a_job_that_is_gone_for_good_links_to_no_page(reader: FlaskClient, add_run: Callable[..., str]) -> None:
+    page = reader.get(f"/scheduler/runs/{add_run('forgotten')}")
+    assert page.status_code == 200
+    assert "/scheduler/jobs/forgotten" not in page.text
 
 
 @pytest.mark.parametrize("job_id", ["任务 一", 'quote"s', "a&b=c", "x<script>alert(1)</script>", "per%cent", "a/b"])

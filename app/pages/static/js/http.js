@@ -20,7 +20,15 @@ async function renewToken() {
   return true;
 }
 
-async function send(method, path, body, signal, ifMatch) {
+const REPEAT_AFTER_MS = [500, 1500, 3000]; // a scheduler that is restarted is back within some seconds
+
+/** A key for one request of the reader's: with it the request may be sent again and is carried out once. */
+export function newKey() {
+  // Not crypto.randomUUID: pages that come over plain http do not have it.
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function send(method, path, { body, signal, ifMatch, idempotencyKey }) {
   const headers = {
     Accept: "application/json",
     "Accept-Language": document.documentElement.lang,
@@ -28,6 +36,7 @@ async function send(method, path, body, signal, ifMatch) {
   };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (ifMatch) headers["If-Match"] = ifMatch;
+  if (idempotencyKey) headers["Idempotency-Key"] = idempotencyKey;
   const response = await fetch(path, {
     method,
     headers,
@@ -49,17 +58,33 @@ export function goToLogin() {
   window.location.assign(`/login?next=${encodeURIComponent(here)}`);
 }
 
+/** Sends it again where that is harmless: when nobody answered, or nobody was there to act on it. */
+async function sendUntilAnswered(method, path, options) {
+  for (const pause of options.idempotencyKey ? REPEAT_AFTER_MS : []) {
+    try {
+      const answer = await send(method, path, options);
+      if (answer.response.status !== 503) return answer;
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+    }
+    await new Promise((resolve) => {
+      setTimeout(resolve, pause);
+    });
+  }
+  return send(method, path, options);
+}
+
 /**
  * One call. Resolves to {ok, status, code, message, requestId, data, meta, context}; rejects only when aborted.
- * `ifMatch` is the ETag that the thing must still have. `stayOn401` is for the login itself, where 401 means a
- * wrong password.
+ * `ifMatch` is the ETag that the thing must still have. `idempotencyKey` (see newKey) lets the call be repeated until
+ * it is answered. `stayOn401` is for the login itself, where 401 means a wrong password.
  */
-export async function callApi(method, path, { body, signal, ifMatch, stayOn401 = false } = {}) {
+export async function callApi(method, path, { stayOn401 = false, ...options } = {}) {
   let answer;
   try {
-    answer = await send(method, path, body, signal, ifMatch);
+    answer = await sendUntilAnswered(method, path, options);
     if (answer.envelope.message_code === "CSRF_INVALID" && (await renewToken())) {
-      answer = await send(method, path, body, signal, ifMatch); // the token ages, the session may be younger than the page
+      answer = await send(method, path, options); // the token ages, the session may be younger than the page
     }
   } catch (error) {
     if (error.name === "AbortError") throw error;

@@ -1,6 +1,6 @@
 // The buttons of a job (run, pause, resume, enable, disable) and of the whole scheduler (reload).
 
-import { callApi, text } from "./http.js";
+import { callApi, newKey, text } from "./http.js";
 import { showFailure, showNotice } from "./notice.js";
 import { refresh } from "./refresh.js";
 
@@ -11,9 +11,10 @@ function jobPath(jobId) {
 }
 
 const ACTIONS = {
-  run: (jobId) => callApi("POST", `${jobPath(jobId)}/actions/run`),
+  run: (jobId) => callApi("POST", `${jobPath(jobId)}/actions/run`, { idempotencyKey: newKey() }),
   pause: (jobId) => callApi("POST", `${jobPath(jobId)}/actions/pause`),
   resume: (jobId) => callApi("POST", `${jobPath(jobId)}/actions/resume`),
+  restore: (jobId) => callApi("POST", `${jobPath(jobId)}/actions/restore`),
   enable: (jobId) => callApi("POST", `${jobPath(jobId)}/action`, { body: { action: "enable" } }),
   disable: (jobId) => callApi("POST", `${jobPath(jobId)}/action`, { body: { action: "disable" } }),
 };
