@@ -160,10 +160,14 @@ def find_crowded(connection: Connection, tickets: Sequence[Ticket]) -> set[str]:
     job = func.coalesce(runs.c.job_id, literal("", literal_execute=True))
     query = select(job, runs.c.run_id, runs.c.outcome).where(IS_ACTIVE, job.in_(crowded_jobs))
     going = [tuple(row) for row in connection.execute(query)]
+    running = {run_id for _, run_id, outcome in going if outcome == "running"}
     return {
         ticket.run_id
         for ticket in tickets
+        # One that is running on record, by a commit of unknown fate, has its instance: it would wait for those that
+        # wait for it.
         if ticket.job_id in crowded_jobs
+        and ticket.run_id not in running
         and ticket.max_instances
         <= sum(
             job_id == ticket.job_id and run_id != ticket.run_id and (outcome == "running" or run_id < ticket.run_id)

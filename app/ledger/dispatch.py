@@ -107,6 +107,7 @@ class Dispatcher:
         self._changed = threading.Condition()
         self._order = itertools.count()
         self._known: set[str] = set()  # run ids that are here in any state
+        self._uncertain: set[str] = set()  # those of which a start may be on record: its commit was of unknown fate
         self._in_progress: dict[str, Ticket] = {}
         self._instances: Counter[str] = Counter()
         self._ends: deque[tuple[float, Finish]] = deque()
@@ -185,8 +186,12 @@ class Dispatcher:
                 lane = self._lanes.get(alias)
                 if lane is None or lane.taken < lane.places:
                     continue
-                for _ in range(min(places, len(lane.waiting))):
-                    given.append(heapq.heappop(lane.waiting)[-1])
+                # One that may be running on record is started by nobody else.
+                certain = [entry for entry in lane.waiting if entry[-1].run_id not in self._uncertain]
+                leaving = heapq.nsmallest(places, certain)
+                lane.waiting = [entry for entry in lane.waiting if entry not in leaving]
+                heapq.heapify(lane.waiting)
+                given.extend(entry[-1] for entry in leaving)
             self._known.difference_update(ticket.run_id for ticket in given)
         return given
 
@@ -346,6 +351,7 @@ class Dispatcher:
         now = time.monotonic()
         with self._changed:
             self._recording = False
+            self._uncertain.difference_update(ticket.run_id for ticket in batch.starts)
             for ticket in batch.starts:
                 if ticket.run_id in recorded.postponed:
                     self._leave(ticket, forget=self._closing)
@@ -418,7 +424,10 @@ class Dispatcher:
                 # Its start may be on record all the same; then the next try finds it so and hands it over.
                 self._leave(ticket, forget=self._closing)
                 if not self._closing:
+                    self._uncertain.add(ticket.run_id)
                     self._enqueue(ticket)
+        if batch.ends:  # they may be on record, and with them next attempts that are not here
+            self._adopt()
 
 
 def _reach(batch: _Batch, step: str) -> None:

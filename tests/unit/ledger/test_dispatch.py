@@ -102,10 +102,10 @@ def dispatcher(bench: Bench) -> Iterator[Dispatcher]:
     made.drain(time.monotonic())
 
 
-def claimed(store: Store, **fields: object) -> Ticket:
-    store.add(**fields)
-    store.due_at(datetime.now(UTC))
-    (taken,) = store.claim(datetime.now(UTC)).tickets
+def claimed(store: Store, job_id: str = "job", **fields: object) -> Ticket:
+    store.add(job_id, **fields)
+    store.due_at(datetime.now(UTC), job_id)
+    (taken,) = store.claim(datetime.now(UTC), only=job_id).tickets
     return taken
 
 
@@ -195,3 +195,37 @@ def test_more_instances_become_free_one_by_one(bench: Bench) -> None:
     dispatcher._leave(ticket(1))
     dispatcher._leave(ticket(0))
     assert [taken.scheduled_for for taken in dispatcher._take(lane)] == [2, 3]
+
+
+def test_a_run_whose_start_may_be_on_record_is_not_given_away(
+    store: Store, bench: Bench, dispatcher: Dispatcher
+) -> None:
+    uncertain, free = claimed(store, "uncertain"), claimed(store, "free")
+    small = bench.dispatcher(places=1)
+    small.start()
+    bench.failures = [OSError("the connection broke after the commit")]
+    small.add([uncertain])
+    wait_until(lambda: not bench.failures, "the commit of unknown fate")
+    with small._changed:  # before the next try
+        small._lanes["default"].taken += 1  # another run has the only place
+        small._known.add(free.run_id)
+        small._enqueue(free)
+    assert small.give_up({"default": 5}) == [free]
+    with small._changed:
+        small._lanes["default"].taken -= 1
+        small._changed.notify_all()
+    wait_until(lambda: bench.submitted == [uncertain], "the start that is on record")
+    small.close()
+    small.drain(time.monotonic())
+
+
+def test_an_end_of_unknown_fate_makes_the_node_look_for_the_next_attempt(
+    store: Store, bench: Bench, dispatcher: Dispatcher
+) -> None:
+    first = claimed(store, max_attempts=2, retry_delay=60)
+    dispatcher.add([first])
+    wait_until(lambda: bench.ends, "the task")
+    bench.failures = [OSError("the connection broke after the commit")]
+    adoptions = bench.adoptions
+    bench.end(first.run_id, "failed")
+    wait_until(lambda: len(store.runs()) == 2 and bench.adoptions > adoptions, "the look")

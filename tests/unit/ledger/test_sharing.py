@@ -82,6 +82,11 @@ class TestCrowd:
         self.set_run(store, third, outcome="success")
         assert self.crowded(store, first, second) == {second.run_id}
 
+    def test_one_whose_start_is_on_record_waits_for_nobody(self, store: Store) -> None:
+        first, second, *_ = self.tickets(store, 1)
+        self.set_run(store, second, outcome="running")
+        assert self.crowded(store, first, second) == {first.run_id}
+
     def test_a_worker_does_not_take_one_that_must_wait(self, store: Store) -> None:
         first, second, *_ = self.tickets(store, 1)
         with write_transaction(store.engine) as connection:
