@@ -12,6 +12,8 @@ import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from io import BytesIO
 from itertools import count
 
@@ -19,7 +21,8 @@ import docker
 from docker.models.containers import Container
 from docker.models.networks import Network
 
-from e2e.harness.stack import ROOT, SEND_SIGNAL, Role, Stack
+from e2e.harness.oracle import parse_moment
+from e2e.harness.stack import ROOT, Stack
 from e2e.harness.waiting import wait_until
 
 TOOLS = f"whalefall/e2e-tools:{os.environ.get('WHALEFALL_TAG', 'latest')}"
@@ -63,23 +66,14 @@ def node_of(container: Container) -> str:
 # -- processes ----------------------------------------------------------------------------------------------------
 
 
-def signal_scheduler(
-    stack: Stack, container: Container, role: Role, number: signal.Signals, *, at: float | None = None
-) -> None:
-    """Send a signal to the Gunicorn master or worker of a scheduler's container; `at`: seconds since the epoch."""
-    pids = [str(process.pid) for process in stack.gunicorn("scheduler", role, container=container)]
-    assert pids, f"{container.name} has no {role}"
-    stack.execute("python3", "-c", SEND_SIGNAL, str(at or 0), str(int(number)), *pids, container=container)
-
-
 @contextmanager
 def stopped_worker(stack: Stack, container: Container) -> Iterator[None]:
     """The scheduler's process is stopped (SIGSTOP) in here, and goes on afterwards."""
-    signal_scheduler(stack, container, "worker", signal.SIGSTOP)
+    stack.signal(signal.SIGSTOP, "scheduler", "worker", container=container)
     try:
         yield
     finally:
-        signal_scheduler(stack, container, "worker", signal.SIGCONT)
+        stack.signal(signal.SIGCONT, "scheduler", "worker", container=container)
 
 
 @contextmanager
@@ -149,13 +143,33 @@ def packets_dropped(container: Container, *, port: int = DATABASE_PORT, share: f
             change("--delete")
 
 
+@dataclass
+class Detour:
+    """A way to the database that can be made bad: `url` is the store's, by that way."""
+
+    url: str
+    proxy: Container
+
+    @contextmanager
+    def bad(self) -> Iterator[None]:
+        """The way is slow and lossy in here."""
+        self._turn("SIGUSR1", "bad")
+        try:
+            yield
+        finally:
+            self._turn("SIGUSR2", "good")
+
+    def _turn(self, number: str, said: str) -> None:
+        self.proxy.kill(signal=number)
+        wait_until(f"the network is {said}", lambda: self.proxy.logs().decode().split()[-1] == said, within=10)
+
+
 @contextmanager
-def slow_way_to_database(
+def detour_to_database(
     stack: Stack, *, delay_s: float, stall_share: float = 0.0, stall_s: float = 0.5
-) -> Iterator[str]:
-    """A proxy in the database's network, behind which the database is slow: the host name to use instead."""
+) -> Iterator[Detour]:
+    """A proxy in the database's network; while it is bad, each way takes `delay_s` seconds, and a share is held up."""
     scheduler = stack.container(SCHEDULER_SERVICE)
-    name = f"{stack.name}-slow-{next(_numbers)}"
     arguments = [str(DATABASE_PORT), DATABASE_SERVICE, str(DATABASE_PORT), str(delay_s), str(stall_share), str(stall_s)]
     proxy: Container = stack.docker.containers.run(
         scheduler.image.id,
@@ -163,7 +177,7 @@ def slow_way_to_database(
         command=arguments,
         volumes={str(ROOT / "e2e" / "harness" / "tcp_proxy.py"): {"bind": "/tcp_proxy.py", "mode": "ro"}},
         network=network_of_database(stack).name,
-        name=name,
+        name=f"{stack.name}-detour-{next(_numbers)}",
         detach=True,
         # So that it goes with the stack, whatever happens.
         labels={"com.docker.compose.project": stack.name},
@@ -171,7 +185,11 @@ def slow_way_to_database(
     )
     try:
         wait_until("the proxy listens", lambda: b"listening" in proxy.logs(), within=20)
-        yield name
+        proxy.reload()
+        (network,) = proxy.attrs["NetworkSettings"]["Networks"].values()
+        # The same host name: a scheduler whose store has another one is refused beside these.
+        url = f"postgresql+psycopg://whalefall@{DATABASE_SERVICE}/whalefall?hostaddr={network['IPAddress']}"
+        yield Detour(url, proxy)
     finally:
         proxy.remove(force=True, v=True)
 
@@ -191,25 +209,39 @@ def extra_scheduler(
     options = [option for key, value in environment.items() for option in ("--env", f"{key}={value}")]
     for target, source in (mounts or {}).items():
         options += ["--volume", f"{source}:{target}:ro"]
-    stack.compose("run", "--detach", "--no-deps", "--name", name, *options, SCHEDULER_SERVICE)
+    stack.compose("run", "--detach", "--no-deps", "--name", name, *options, stack.service_of("scheduler"))
     container: Container = stack.docker.containers.get(name)
     try:
         wait_until_node(stack, container, within=within)
         yield container
+    except BaseException as error:
+        # It will be gone before pytest asks for the evidence.
+        error.add_note(f"--- log of {name}\n{container.logs(tail=200).decode(errors='replace')}")
+        raise
     finally:
         container.remove(force=True)
 
 
-def wait_until_node(stack: Stack, container: Container, *, within: float = 60.0) -> None:
-    """Wait until the scheduler in this container runs as a node, as the ledger tells it."""
-    name = node_of(container)
+def wait_until_node(stack: Stack, container: Container, *, since: float = 0.0, within: float = 60.0) -> None:
+    """Wait until the scheduler in this container runs as a node, as the ledger tells it.
+
+    Only a node that was registered after the container's own start, and after `since` (seconds since the epoch),
+    counts: the ledger remembers those of earlier lives.
+    """
     client = stack.bearer()
 
-    def states() -> list[str]:
-        nodes = client.data("GET", "/api/v1/scheduler/status")["nodes"]
-        return [node["state"] for node in nodes if node["name"] == name]
+    def runs() -> bool:
+        container.reload()
+        began = max(since, datetime.fromisoformat(container.attrs["State"]["StartedAt"][:23] + "+00:00").timestamp())
+        answer = client.get("/api/v1/scheduler/status")
+        return container.status == "running" and any(
+            node["name"] == node_of(container)
+            and node["state"] == "running"
+            and parse_moment(node["started_at"]).timestamp() >= began
+            for node in (answer.json()["data"]["nodes"] if answer.status_code == 200 else [])
+        )
 
-    wait_until(f"node {name} runs", states, lambda found: "running" in found, within=within)
+    wait_until(f"{container.name} runs as a node", runs, within=within)
 
 
 # -- clocks -------------------------------------------------------------------------------------------------------

@@ -4,28 +4,36 @@ Runs in a container of its own, with nothing but Python's standard library:
 
     python3 tcp_proxy.py LISTEN_PORT HOST PORT DELAY_S STALL_SHARE STALL_S
 
-Each piece that is read in either direction is passed on DELAY_S seconds later, in order. A share of the pieces is held
-up for STALL_S more, and all that follows on that connection waits behind it: what a lost packet does to a stream, until
-it is sent again.
+It begins as a good network; SIGUSR1 makes it a bad one, SIGUSR2 a good one again. In a bad one, each piece that is read
+in either direction is passed on DELAY_S seconds later, in order. A share of the pieces is held up for STALL_S more, and
+all that follows on that connection waits behind it: what a lost packet does to a stream, until it is sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import sys
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass
 class Network:
     """How bad the network is: seconds of delay, and the share of pieces that are held up for how many seconds more."""
 
     delay: float
     stall_share: float
     stall: float
+    is_bad: bool = False
+
+    def turn(self, is_bad: bool) -> None:
+        self.is_bad = is_bad
+        print("bad" if is_bad else "good", flush=True)
 
     def takes(self) -> float:
+        if not self.is_bad:
+            return 0.0
         return self.delay + (self.stall if random.random() < self.stall_share else 0.0)
 
 
@@ -69,6 +77,9 @@ async def serve(listen_port: int, host: str, port: int, network: Network) -> Non
             return
         await asyncio.gather(pass_on(reader, far_writer, network), pass_on(far_reader, writer, network))
 
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, network.turn, True)
+    loop.add_signal_handler(signal.SIGUSR2, network.turn, False)
     server = await asyncio.start_server(accept, "0.0.0.0", listen_port)
     print(f"listening on {listen_port}", flush=True)
     await server.serve_forever()
@@ -76,4 +87,5 @@ async def serve(listen_port: int, host: str, port: int, network: Network) -> Non
 
 if __name__ == "__main__":
     listen, target, target_port, *figures = sys.argv[1:]
-    asyncio.run(serve(int(listen), target, int(target_port), Network(*map(float, figures))))
+    delay, stall_share, stall = map(float, figures)
+    asyncio.run(serve(int(listen), target, int(target_port), Network(delay, stall_share, stall)))

@@ -8,11 +8,11 @@ import pytest
 from docker.models.containers import Container
 
 from e2e.harness.faults import (
+    detour_to_database,
     disconnected,
     extra_scheduler,
     node_of,
     packets_dropped,
-    slow_way_to_database,
     wait_until_node,
 )
 from e2e.harness.probes import Probes, let_pass
@@ -63,16 +63,15 @@ def test_slow_lossy_network_misses_nothing(
     ha_stack: Stack, probes: Probes, schedulers: list[Container], seconds: int
 ) -> None:
     """A third scheduler reaches the database over 500 ms (there and back) and loses a tenth of the packets."""
-    with slow_way_to_database(ha_stack, delay_s=0.25) as host:
-        url = f"postgresql+psycopg://whalefall@{host}/whalefall"
-        how = f"500 ms and 10 % loss, {seconds} s, one of three schedulers"
-        with probes.watch("slow, lossy network to the database", how, limit="0 missed") as watch:
+    how = f"500 ms and 10 % loss, {seconds} s, one of three schedulers"
+    with (
+        detour_to_database(ha_stack, delay_s=0.25) as detour,
+        probes.watch("slow, lossy network to the database", how, limit="0 missed") as watch,
+        extra_scheduler(ha_stack, {"JOBSTORE_URL": detour.url, "DATABASE_URL": detour.url}) as slow,
+    ):
+        with detour.bad(), packets_dropped(slow, share=0.1):
             watch.strike()
-            with (
-                extra_scheduler(ha_stack, {"JOBSTORE_URL": url, "DATABASE_URL": url}, within=120) as slow,
-                packets_dropped(slow, share=0.1),
-            ):
-                let_pass(seconds)
-                watch.heal()
+            let_pass(seconds)
+        watch.heal()
     watch.check()
     assert watch.verdict.outcomes["missed"] == 0, watch.verdict

@@ -7,7 +7,7 @@ import signal
 import pytest
 from docker.models.containers import Container
 
-from e2e.harness.faults import SCHEDULER_SERVICE, node_of, signal_scheduler, wait_until_node
+from e2e.harness.faults import SCHEDULER_SERVICE, node_of, wait_until_node
 from e2e.harness.probes import Probes, let_pass
 from e2e.harness.stack import Stack
 from e2e.harness.waiting import wait_until
@@ -28,13 +28,13 @@ def test_signal_to_a_master(
     before = workers()
     how = f"{number.name} to the master of one of two schedulers"
     with probes.watch("HUP, TTIN, more schedulers", how, limit="0 doubled") as watch:
-        watch.strike()
-        signal_scheduler(ha_stack, told, "master", number)
+        struck = watch.strike()
+        ha_stack.signal(number, "scheduler", "master", container=told)
         if number is signal.SIGHUP:
             wait_until("another worker", workers, lambda pids: pids and not pids & before, within=60)
+            wait_until_node(ha_stack, told, since=struck)
         let_pass(2)
         assert len(workers()) == 1
-        wait_until_node(ha_stack, told)
     watch.check()
     assert watch.next_fire_late <= LIMIT_S, watch.measurement
 
@@ -43,18 +43,13 @@ def test_signal_to_a_master(
 def test_scale_to_three_schedulers_and_back(ha_stack: Stack, probes: Probes, schedulers: list[Container]) -> None:
     with probes.watch("HUP, TTIN, more schedulers", "--scale scheduler=3, and back to 2", limit="0 doubled") as watch:
         watch.strike()
-        scale(ha_stack, 3)
+        ha_stack.up(scheduler=3)
         known = {container.id for container in schedulers}
         (third,) = [one for one in ha_stack.containers_of(SCHEDULER_SERVICE) if one.id not in known]
         wait_until_node(ha_stack, third)
         node = node_of(third)
         wait_until("starts on the third", lambda: [s for s in ha_stack.starts() if s.node == node], within=30)
-        scale(ha_stack, 2)
+        ha_stack.up(scheduler=2)
     watch.check()
     assert watch.next_fire_late <= LIMIT_S, watch.measurement
     assert watch.verdict.outcomes["lost"] == 0, watch.verdict
-
-
-def scale(stack: Stack, number: int) -> None:
-    options = ["--detach", "--no-build", "--no-recreate", "--no-deps", "--scale", f"{SCHEDULER_SERVICE}={number}"]
-    stack.compose("up", *options, SCHEDULER_SERVICE)

@@ -13,7 +13,6 @@ from e2e.harness.faults import (
     node_of,
     oldest_open_transaction_s,
     paused,
-    signal_scheduler,
     stopped_worker,
     wait_until_node,
 )
@@ -71,9 +70,10 @@ def test_frozen_inside_a_transaction_withholds_its_rows_no_longer_than_three_sec
             return held[-1]
 
         wait_until("its transaction is ended", oldest, lambda seconds: seconds == 0.0, within=20, every=0.1)
-        let_pass(2)
+        # What it had claimed must not wait until it is awake.
+        let_pass(3)
         # Awake again, it finds its transaction gone and its doors shut.
-        signal_scheduler(ha_stack, frozen, "worker", signal.SIGCONT)
+        ha_stack.signal(signal.SIGCONT, "scheduler", "worker", container=frozen)
         watch.heal()
         let_pass(1)
     watch.check()

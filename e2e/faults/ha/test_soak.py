@@ -18,7 +18,6 @@ from e2e.harness.faults import (
     kill_and_start,
     packets_dropped,
     paused,
-    signal_scheduler,
     wait_until_node,
 )
 from e2e.harness.measurements import late
@@ -35,14 +34,14 @@ CALM = (4.0, 10.0)
 
 @pytest.fixture
 def soaked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    scale = {"scheduler": SCHEDULERS, "web": 1, "worker": 0}
+    scale = {"scheduler": SCHEDULERS, "web": 1}
     with running_stack(tmp_path_factory, shape="ha", scale=scale) as stack:
         yield stack
 
 
 def kill(stack: Stack, victim: Container, dice: random.Random) -> None:
     if dice.random() < 0.5:
-        signal_scheduler(stack, victim, "worker", signal.SIGKILL)
+        stack.signal(signal.SIGKILL, "scheduler", "worker", container=victim)
     else:
         kill_and_start(victim)
 
