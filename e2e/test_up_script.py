@@ -2,102 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import docker
 import pytest
 
+from e2e.harness.checkout import Checkout, checked_out
 from e2e.harness.client import SCHEDULER, Client
-from e2e.harness.stack import ROOT, free_port
+from e2e.harness.stack import ROOT, SECRETS
 from e2e.harness.waiting import wait_until
-
-SECRETS = ("secret_key", "admin_password", "api_token")
-#: Of its own, so that the image under test elsewhere is not replaced by this one.
-TAG = "e2e-up"
-MINUTES = 60
-
-
-@dataclass
-class Checkout:
-    """A copy of this checkout in a folder of its own, with nothing set up."""
-
-    folder: Path
-    project: str
-    port: int
-
-    def run(
-        self, *command: str, env: Mapping[str, str] | None = None, timeout: float = 10 * MINUTES
-    ) -> subprocess.CompletedProcess[str]:
-        """Run without a terminal; the variables of the person who runs the tests do not reach it."""
-        kept = {
-            key: value
-            for key, value in os.environ.items()
-            if key in ("PATH", "HOME", "DOCKER_HOST", "SSL_CERT_FILE") or key.startswith("PIP_")
-        }
-        ours = {"COMPOSE_PROJECT_NAME": self.project, "HTTP_PORT": str(self.port)}
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env=kept | (ours if env is None else dict(env)),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    def up(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        return self.run("scripts/up.sh", *arguments, env=env)
-
-    def files(self) -> dict[str, str]:
-        """Every file with its rights and a digest."""
-        return {
-            str(path.relative_to(self.folder)): f"{stat.filemode(path.lstat().st_mode)} {digest(path)}"
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file()
-        }
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    folder = tmp_path_factory.mktemp("checkout")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    ).stdout
-    for name in filter(None, listed.decode().split("\0")):
-        source, target = ROOT / name, folder / name
-        if source.is_symlink() or source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target, follow_symlinks=False)
-    made = Checkout(folder, f"whalefall-e2e-up-{os.getpid()}", free_port())
-    # As many begin: with a copy of env.example, here with the one value that keeps this test's image apart.
-    example = (folder / "env.example").read_text()
-    assert "\nWHALEFALL_TAG=latest\n" in example
-    (folder / ".env").write_text(example.replace("\nWHALEFALL_TAG=latest\n", f"\nWHALEFALL_TAG={TAG}\n"))
-    yield made
-    made.run("docker", "compose", "down", "--volumes", "--remove-orphans", "--timeout", "5")
+    with checked_out(tmp_path_factory.mktemp("checkout"), f"whalefall-e2e-up-{os.getpid()}") as made:
+        yield made
 
 
 def containers(checkout: Checkout) -> list[tuple[str, str]]:
     """Id and start of every container of the project."""
-    label = f"com.docker.compose.project={checkout.project}"
-    found = docker.from_env().containers.list(all=True, filters={"label": label})
-    return sorted((str(one.id), str(one.attrs["State"]["StartedAt"])) for one in found)
+    return sorted((str(one.id), str(one.attrs["State"]["StartedAt"])) for one in checkout.containers())
 
 
 # Before anything is set up: what is wrong is told in one line, and nothing is made.
@@ -123,7 +51,16 @@ def assert_refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
 @pytest.mark.parametrize("argument", ["--nonsense", "--install-engine=yes", "now", "", "-h"])
 def test_unknown_argument(checkout: Checkout, argument: str) -> None:
     before = checkout.files()
-    assert_refused(checkout.up(argument), f"unknown argument '{argument}'", "accepted: --install-engine, --help")
+    assert_refused(
+        checkout.up(argument), f"unknown argument '{argument}'", "accepted: --shape, --install-engine, --help"
+    )
+    assert checkout.files() == before
+
+
+@pytest.mark.parametrize("shape", ["", "HA", "ha,split", "prod;ls"])
+def test_unknown_shape(checkout: Checkout, shape: str) -> None:
+    before = checkout.files()
+    assert_refused(checkout.up("--shape", shape), f"--shape is '{shape}'", "accepted: prod, split, ha")
     assert checkout.files() == before
 
 
@@ -168,7 +105,7 @@ def test_help(checkout: Checkout) -> None:
     done = checkout.up("--help")
     assert done.returncode == 0
     assert done.stderr == ""
-    assert "Usage: scripts/up.sh [--install-engine]" in done.stdout
+    assert "Usage: scripts/up.sh [--shape prod|split|ha] [--install-engine]" in done.stdout
     assert checkout.files() == before
 
 
