@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -24,9 +27,10 @@ from app.ledger.run_ids import new_run_id
 from e2e.harness.client import SCHEDULER, Client
 from e2e.harness.postgres_server import postgres_server
 from e2e.harness.receiver import Receiver
-from e2e.harness.stack import Stack, running_stack
+from e2e.harness.stack import ROOT, Stack, running_stack
 from e2e.harness.waiting import wait_for_clock, wait_until
 
+DOCS = ROOT / "docs" / "alerts.md"
 NEVER = {"trigger_type": "cron", "hour": "0", "day": "29", "month": "2"}
 COUNT_OUTBOX = """
 import sqlite3
@@ -48,6 +52,17 @@ def stack(receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Itera
     hook, ping = receiver.url("/hook/sesame"), receiver.url("/scheduler/sesame")
     with running_stack(tmp_path_factory, ALERT_WEBHOOK_URL=hook, SCHEDULER_PING_URL=ping) as made:
         yield made
+
+
+def block_of_docs(language: str) -> str:
+    """The one block of docs/alerts.md in that language."""
+    [body] = re.findall(rf"^```{language}\n(.*?)^```$", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return str(body)
+
+
+def documented_alert() -> dict[str, Any]:
+    alert: dict[str, Any] = json.loads(block_of_docs("json"))
+    return alert
 
 
 def ended(api: Client, job_id: str, outcome: str) -> dict[str, Any]:
@@ -73,6 +88,7 @@ def test_every_alarm_is_told_once_whatever_is_away(stack: Stack, receiver: Recei
     first = api.run_now("sour")["run_id"]
     [failed] = wait_until("the first alert", hooks, within=20)
     run = ended(api, "sour", "failed")
+    assert list(failed) == list(documented_alert()), "docs/alerts.md shows every field"
     at = datetime.fromisoformat(failed.pop("at"))
     assert abs((datetime.now(UTC) - at).total_seconds()) < 60
     assert len(failed.pop("id")) == 32
@@ -179,6 +195,15 @@ def test_senders_of_two_nodes_share_one_postgresql(receiver: Receiver) -> None:
         assert lease(engines[1], "alert") == []
         settle(engines[0], Settlement(retries=[Retry(first, 60.0, "503")], untouched=others))
         assert lease(engines[1], "alert") == []
+
+
+def test_the_documented_example_is_an_alert(receiver: Receiver) -> None:
+    command = block_of_docs("sh").replace("https://hooks.example.com/your-token", receiver.url("/example"))
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "200\n"
+    [got] = receiver.to("/example")
+    assert list(got.json) == list(documented_alert())
+    assert got.headers["Content-Type"] == "application/json; charset=utf-8"
 
 
 def put_alerts(engine: Engine, count: int, batch: int) -> list[str]:
