@@ -216,7 +216,8 @@ class Sender:
     def _complain_of_store(self, error: Exception) -> None:
         if not self._store_complained:
             self._store_complained = True
-            logger.warning("%ss wait: the store cannot be used: %s: %s", self._kind, type(error).__name__, error)
+            cause = getattr(error, "orig", None) or error  # without the statement, which says nothing to an operator
+            logger.warning("%ss wait: the store cannot be used: %s: %s", self._kind, type(cause).__name__, cause)
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Engine
 
 from app.db.clock import now_us
 from app.db.engines import write_transaction
-from app.db.jobstore_tables import jobs, run_logs, runs
+from app.db.jobstore_tables import jobs, outbox, run_logs, runs
 from app.ledger.fates import next_moment
 from app.ledger.run_ids import new_run_id
 from app.runtime import Runtime
@@ -45,6 +45,7 @@ class Carried:
     runs: int = 0
     runs_there_already: int = 0
     logs: int = 0
+    messages: int = 0  # alerts and pings that had not been delivered
     cancelled: int = 0  # were still waiting for their start
     lost: int = 0  # had started, and their end is not on record
     missed: int = 0  # moments of the default jobs that fell into the reset
@@ -58,7 +59,8 @@ class Carried:
 
 
 def carry_history(source: Path, jobstore: Engine) -> Carried:
-    """Copies runs and their logs from the job store file `source` into the store behind `jobstore`.
+    """Copies runs, their logs and undelivered messages from the job store file `source` into the store behind
+    `jobstore`.
 
     Runs that are there already stay as they are, so it can be called twice. A run that had not started
     becomes `cancelled`, one that had not ended `lost`: their processes are gone. Moments of jobs that both
@@ -81,6 +83,8 @@ def carry_history(source: Path, jobstore: Engine) -> Carried:
         _carry_runs(old, jobstore, carried)
         if "run_logs" in tables:
             _carry_logs(old, jobstore, carried)
+        if "outbox" in tables:
+            _carry_messages(old, jobstore, carried)
         if "jobs" in tables:
             _record_missed(old, jobstore, carried)
     if carried.damage is not None and not carried.runs and not carried.runs_there_already and carried.gaps:
@@ -146,6 +150,17 @@ def _carry_logs(old: sqlite3.Connection, jobstore: Engine, carried: Carried) -> 
             carried.logs += len(_insert(new, run_logs, batch))
 
 
+def _carry_messages(old: sqlite3.Connection, jobstore: Engine, carried: Carried) -> None:
+    for batch in _batches(old, outbox, carried):
+        with write_transaction(jobstore) as new:
+            carried.messages += len(_insert(new, outbox, batch))
+
+
+def _key(table: Table) -> str:
+    """The table's key: an id that rises with time."""
+    return str(table.primary_key.columns[0].name)
+
+
 def _insert(new: Connection, table: Table, rows: list[dict[str, Any]]) -> set[str]:
     """Inserts the rows whose keys are free; the ids of those that are in. A row that a damaged page garbled
     so that it breaks the table's rules is left out."""
@@ -155,7 +170,7 @@ def _insert(new: Connection, table: Table, rows: list[dict[str, Any]]) -> set[st
     statement = sqlite_dialect.insert(table).prefix_with("OR IGNORE")
     for row in rows:
         if new.execute(statement.values(**row)).rowcount == 1:
-            inserted.add(row["run_id"])
+            inserted.add(row[_key(table)])
     return inserted
 
 
@@ -168,7 +183,7 @@ def _ended(row: Mapping[str, Any], now: int) -> dict[str, Any]:
 
 
 def _batches(old: sqlite3.Connection, table: Table, carried: Carried) -> Iterator[list[dict[str, Any]]]:
-    """All rows of a table by rising `run_id`; past a place that cannot be read, those from the other end."""
+    """All rows of a table by rising key; past a place that cannot be read, those from the other end."""
     reader = _TableReader(old, table)
     yield from reader.walk("ASC")
     if reader.error is None:
@@ -181,12 +196,13 @@ def _batches(old: sqlite3.Connection, table: Table, carried: Carried) -> Iterato
 
 
 class _TableReader:
-    """Reads a table by `run_id` from either end towards a place that cannot be read."""
+    """Reads a table by its key from either end towards a place that cannot be read."""
 
     def __init__(self, old: sqlite3.Connection, table: Table) -> None:
         present = {row["name"] for row in old.execute(f"PRAGMA table_info({table.name})")}
         columns = ", ".join(f'"{column.name}"' for column in table.columns if column.name in present)
-        self._query = f"SELECT {columns} FROM {table.name} WHERE run_id > ? AND run_id < ? ORDER BY run_id"  # noqa: S608
+        self._key = key = _key(table)
+        self._query = f"SELECT {columns} FROM {table.name} WHERE {key} > ? AND {key} < ? ORDER BY {key}"  # noqa: S608
         self._old = old
         self.low, self.high = "", _AFTER_ALL
         self.error: sqlite3.DatabaseError | None = None
@@ -200,7 +216,7 @@ class _TableReader:
                 rows = [dict(row) for row in found]
                 if not rows:
                     return
-                key = rows[-1]["run_id"]
+                key = rows[-1][self._key]
                 if not (isinstance(key, str) and self.low < key < self.high):
                     raise sqlite3.DatabaseError("a page holds rows that do not belong there")
             except sqlite3.DatabaseError as error:

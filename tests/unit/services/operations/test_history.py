@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 
+from app.db.clock import now_us
 from app.db.engines import create_engine_for, read_transaction, write_transaction
-from app.db.jobstore_tables import jobs, run_logs, runs
+from app.db.jobstore_tables import jobs, outbox, run_logs, runs
 from app.db.migrate import ensure_schema
 from app.runtime import Runtime
 from app.services.operations.backups import back_up
@@ -65,6 +66,20 @@ def test_every_row_and_log_goes_over(with_defaults: Runtime, add_runs: AddRuns) 
     assert carry_from(with_defaults, []) == []
     [again] = carry_from(with_defaults, [aside.path])
     assert (again.runs, again.runs_there_already) == (0, 1200)
+
+
+def test_undelivered_messages_go_over(with_defaults: Runtime, add_runs: AddRuns) -> None:
+    add_runs(1)
+    message = {"kind": "alert", "payload": '{"event": "run.failed"}', "created_at": now_us(), "next_try_at": now_us()}
+    with write_transaction(with_defaults.jobstore) as connection:
+        connection.execute(insert(outbox), [{"id": f"{number:032x}", **message} for number in range(3)])
+    reset(with_defaults)
+    [carried] = carry_from(with_defaults, [])
+    assert (carried.messages, carried.damage) == (3, None)
+    with read_transaction(with_defaults.jobstore) as connection:
+        rows = [dict(row) for row in connection.execute(select(outbox).order_by(outbox.c.id)).mappings()]
+    assert [row["id"] for row in rows] == [f"{number:032x}" for number in range(3)]
+    assert {row["payload"] for row in rows} == {message["payload"]}
 
 
 def test_source_is_left_as_it_is(with_defaults: Runtime, add_runs: AddRuns) -> None:
