@@ -205,9 +205,9 @@ class LedgerProcesses(BasePoolExecutor):
         began = time.monotonic_ns()
 
         def done(future: Future[Ending]) -> None:
-            cell = self._release(ticket, broken=future.exception() is not None)
-            duration = (time.monotonic_ns() - began) // 1000
             error = future.exception()
+            cell = self._release(ticket, error)
+            duration = (time.monotonic_ns() - began) // 1000
             if error is None:
                 end(future.result())
             elif not isinstance(error, BrokenProcessPool):
@@ -249,13 +249,16 @@ class LedgerProcesses(BasePoolExecutor):
             self._busy[ticket.run_id] = cell
         return future
 
-    def _release(self, ticket: Ticket, *, broken: bool) -> _Cell:
+    def _release(self, ticket: Ticket, error: BaseException | None) -> _Cell:
         with self._changing:
             cell = self._busy.pop(ticket.run_id)
-            if not broken and cell.killed_for is None:
+            if error is None and cell.killed_for is None:
                 self._idle.append(cell)
                 return cell
-        cell.pool.shutdown(wait=False)
+        if not isinstance(error, BrokenProcessPool):
+            # A broken pool ends by itself, and tells of it while it holds the lock that its shutdown() waits for (from
+            # Python 3.12 on).
+            cell.pool.shutdown(wait=False)
         return cell
 
 
