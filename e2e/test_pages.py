@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from e2e.harness.client import SCHEDULER, Client
 from e2e.harness.stack import Stack
@@ -390,6 +390,142 @@ def test_edit_by_somebody_else_is_not_overwritten(open_window: Open, own_job: An
     assert window.refused == ["412"]
 
 
+# -- settings, deletion, runs -----------------------------------------------------------------------------
+
+
+def test_changing_settings_is_refused_in_place_and_then_saved(open_window: Open, own_job: Any, api: Client) -> None:
+    job_id = own_job("pages-settings", misfire_grace_time=77)
+    window = open_window(f"/scheduler/jobs/{job_id}")
+    page = window.page
+    button(page, "Change settings").click()
+    dialog = page.get_by_role("dialog", name="Change settings")
+    expect(dialog.get_by_label("Attempts at most")).to_have_value("1")
+    dialog.get_by_label("Attempts at most").fill("3")
+    dialog.get_by_label("First retry after").fill("5")
+    dialog.get_by_label("Asked to stop after").fill("60")
+    dialog.get_by_label("Stopped after").fill("30")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("soft_time_limit (60 s) must be below time_limit (30 s)")
+    expect(dialog.get_by_label("Asked to stop after")).to_be_focused()
+    assert api.job(job_id)["max_attempts"] == 1
+    dialog.get_by_label("Stopped after").fill("90")
+    dialog.get_by_label("Ping address").fill("https://hc.example/ping/1")
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    expect(page.locator("#facts")).to_contain_text("up to 3 attempts, 5 s before the second")
+    stored = api.job(job_id)
+    assert (stored["max_attempts"], stored["retry_delay"]) == (3, 5)
+    assert (stored["soft_time_limit"], stored["time_limit"]) == (60, 90)
+    assert (stored["ping_url"], stored["misfire_grace_time"]) == ("https://hc.example/ping/1", 77)
+    assert stored["trigger_args"]["hour"] == "4", "its trigger is what it was"
+
+    button(page, "Change settings").click()
+    dialog.get_by_label("Stopped after").fill("")
+    dialog.get_by_label("Ping address").fill("")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog).to_be_hidden()
+    expect(button(page, "Change settings")).to_be_focused()
+    stored = api.job(job_id)
+    assert (stored["soft_time_limit"], stored["time_limit"], stored["ping_url"]) == (60, None, None)
+    assert window.refused == ["400"]
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [
+        ("en-US", ("Cancel this run", "Back", "The run was asked to stop")),
+        ("zh-CN", ("取消这次运行", "返回", "已请求停止这次运行")),
+    ],
+)
+def test_cancelling_a_run_asks_first_and_is_followed_to_its_end(
+    open_window: Open, own_job: Any, api: Client, language: str, words: tuple[str, str, str]
+) -> None:
+    cancel, back, asked = words
+    job_id = own_job("pages-cancel", "oracle_sleep", kwargs={"seconds": 120}, executor="process", time_limit=200)
+    run_id = api.run_now(job_id)["run_id"]
+    page = open_window(f"/scheduler/runs/{run_id}", language=language).page
+    expect(page.locator("#run")).to_have_attribute("data-outcome", "running")
+    dialog = page.get_by_role("dialog")
+
+    page.get_by_role("button", name=cancel).focus()
+    page.keyboard.press("Enter")
+    expect(dialog.get_by_role("button", name=back)).to_be_focused()
+    page.keyboard.press("Enter")  # what is chosen by mistake does nothing
+    expect(dialog).to_be_hidden()
+    assert api.data("GET", f"{SCHEDULER}/runs/{run_id}")["cancel_requested_at"] is None
+
+    page.get_by_role("button", name=cancel).click()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#page-notice")).to_contain_text(asked)
+    expect(page.locator("#run")).to_have_attribute("data-outcome", "cancelled")
+    expect(page.locator("#run")).to_contain_text("admin")  # who cancelled it, by name
+    expect(page.get_by_role("button", name=cancel)).to_have_count(0)
+
+
+def test_run_that_ended_meanwhile_is_told_in_place(open_window: Open, own_job: Any, api: Client) -> None:
+    job_id = own_job("pages-cancel-late", "oracle_sleep", kwargs={"seconds": 2})
+    run_id = api.run_now(job_id)["run_id"]
+    window = open_window(f"/scheduler/runs/{run_id}")
+    page = window.page
+    page.get_by_role("button", name="Cancel this run").click()
+    wait_until("the run ends", lambda: api.history(job_id)[0]["outcome"] == "success", within=15)
+    page.get_by_role("dialog").get_by_role("button", name="Cancel this run").click()
+    expect(page.locator("#page-notice")).to_contain_text("has ended (success)")
+    assert window.refused == ["400"]
+
+
+def test_attempts_of_a_run_lead_to_each_other(open_window: Open, own_job: Any, api: Client) -> None:
+    job_id = own_job("pages-attempts", "oracle_fail", max_attempts=2, retry_delay=1)
+    run_id = api.run_now(job_id)["run_id"]
+    wait_until(
+        "both attempts failed", lambda: [run["outcome"] for run in api.history(job_id)] == ["failed"] * 2, within=15
+    )
+    page = open_window(f"/scheduler/runs/{run_id}").page
+    other = page.get_by_role("region", name="Other attempts of the same fire")
+    expect(other.get_by_role("listitem")).to_contain_text("failed")
+    other.get_by_role("link", name="attempt 2").click()
+    expect(page.locator("#run")).to_contain_text("2 of up to 2")
+    page.get_by_role("link", name="attempt 1").click()
+    expect(page).to_have_url(re.compile(run_id))
+
+
+def test_deleted_job_can_be_restored_from_its_page(open_window: Open, own_job: Any, api: Client) -> None:
+    job_id = own_job("pages-restore")
+    run_id = api.run_now(job_id)["run_id"]
+    api.delete_job(job_id)
+    page = open_window(f"/scheduler/runs/{run_id}").page
+    page.get_by_role("link", name=re.compile("pages-restore")).click()
+    expect(page.locator("#facts")).to_contain_text("deleted")
+    button(page, "Restore").click()
+    expect(button(page, "Run now")).to_be_visible()
+    assert api.job(job_id)["next_run_time"] is not None
+
+
+def test_run_now_sends_a_key_and_survives_an_unanswered_request(open_window: Open, own_job: Any, api: Client) -> None:
+    """The first answer is lost on its way: the page asks again under the same key, and one run is started."""
+    job_id = own_job("pages-repeat")
+    window = open_window(f"/scheduler?q={job_id}")
+    page = window.page
+    keys: list[str] = []
+
+    def lose_the_first_answer(route: Route) -> None:
+        keys.append(route.request.headers.get("idempotency-key", ""))
+        if len(keys) == 1:
+            assert route.fetch().ok
+            route.abort("connectionreset")
+        else:
+            route.continue_()
+
+    page.route("**/actions/run", lose_the_first_answer)
+    button(row_of(page, job_id), "Run now").click()
+    expect(row_of(page, job_id).get_by_role("status")).to_contain_text("Show this run")
+    assert len(keys) == 2
+    assert keys[0] == keys[1] != ""
+    assert len(api.history(job_id)) == 1
+    window.complaints.clear()  # the browser tells of the connection that the test broke
+
+
 # -- reload -----------------------------------------------------------------------------------------------
 
 
@@ -430,6 +566,7 @@ def test_dashboard_follows_runs_by_itself(open_window: Open, own_job: Any, api: 
     expect(page.locator(f'#timeline a[href="/scheduler/runs/{failed}"] .outcome-failed')).to_have_count(1)
     expect(page.locator("#nodes")).to_contain_text("working")
     expect(page.locator("#tile-nodes")).to_have_text("1")
+    expect(page.locator('#nodes [data-kind="scheduler"]')).to_contain_text(sleeping)
     expect(page.locator("#running")).not_to_contain_text(sleeping)
 
 
