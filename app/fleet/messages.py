@@ -46,6 +46,9 @@ def fleet_app(broker_url: str) -> Celery:
     """The Celery app of both ends. JSON alone, never pickle; no results, which the ledger has; no remote control."""
     app = Celery("whalefall", broker=broker_url, set_as_current=False)
     app.conf.update(
+        # Celery would prefer the variable CELERY_BROKER_URL of the environment, which may lack its password.
+        broker_read_url=broker_url,
+        broker_write_url=broker_url,
         accept_content=["json"],
         task_serializer="json",
         event_serializer="json",
@@ -61,7 +64,7 @@ def fleet_app(broker_url: str) -> Celery:
         worker_redirect_stdouts=False,
         # One run per place, and none laid aside: a run that waits in a busy worker would keep an idle one from it.
         worker_prefetch_multiplier=1,
-        worker_disable_prefetch=True,
+        worker_disable_prefetch=not _is_rabbitmq(broker_url),  # RabbitMQ pushes: see FleetConsumer
         worker_enable_prefetch_count_reduction=False,
         # Acknowledged when a child takes it, not when the run ends: the ledger already knows then, and RabbitMQ
         # closes the channel of a message that waits longer than half an hour.
@@ -77,8 +80,12 @@ def fleet_app(broker_url: str) -> Celery:
     return app
 
 
+def _is_rabbitmq(broker_url: str) -> bool:
+    return broker_url.startswith(("amqp", "pyamqp"))
+
+
 def _transport_options(broker_url: str) -> dict[str, Any]:
-    if broker_url.startswith(("amqp", "pyamqp")):
+    if _is_rabbitmq(broker_url):
         # A message that a broker lost before it lay on its disk would wait for the sender's next try.
         return {"confirm_publish": True, "read_timeout": SILENT_BROKER_S, "write_timeout": SILENT_BROKER_S}
     return {

@@ -6,6 +6,7 @@ import secrets
 
 import structlog
 from sqlalchemy import Engine
+from sqlalchemy.exc import IntegrityError
 
 from app.db.clock import now_us
 from app.db.engines import read_transaction, write_transaction
@@ -22,6 +23,13 @@ def sync_admin(database: Engine, password: str, secret_key: str) -> None:
 
     A password that changed ends every session of the admin. Any number of processes may do this at once.
     """
+    try:
+        _sync_admin(database, password, secret_key)
+    except IntegrityError:  # PostgreSQL: another process added the account at the very same moment
+        _sync_admin(database, password, secret_key)
+
+
+def _sync_admin(database: Engine, password: str, secret_key: str) -> None:
     digest = secret_digest(password, secret_key, ADMIN_NAME)
     with read_transaction(database) as connection:
         user = accounts.user_by_name(connection, ADMIN_NAME)
