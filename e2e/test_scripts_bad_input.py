@@ -75,6 +75,7 @@ def test_unknown_argument_behind_a_good_one(script: str) -> None:
         "test.sh": "--unit",
         "backup_jobstore.sh": "--json",
         "reset_jobstore.sh": "--yes",
+        "move_to_postgres.sh": "--yes",
     }
     assert_one_clear_line(script, run_script(script, good[script], "--no-such-flag"), names="--no-such-flag")
 
