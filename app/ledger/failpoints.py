@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Mapping
 
 from sqlalchemy.exc import OperationalError
@@ -65,6 +66,7 @@ def _act(name: str, action: str) -> None:
     if action == "exit":
         os._exit(EXIT_STATUS)
     elif action == "freeze":
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # To this very thread: of a signal to the process another one would take note, and this one go on meanwhile.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     else:
         raise OperationalError(f"fail point {name}", None, Exception("injected"))

@@ -199,11 +199,17 @@ def detour_to_database(
 
 @contextmanager
 def extra_scheduler(
-    stack: Stack, environment: Mapping[str, str], *, mounts: Mapping[str, str] | None = None, within: float = 60.0
+    stack: Stack,
+    environment: Mapping[str, str],
+    *,
+    mounts: Mapping[str, str] | None = None,
+    is_doomed: bool = False,
+    within: float = 60.0,
 ) -> Iterator[Container]:
     """One more scheduler of the stack, with variables of its own: nginx does not know it, the store does.
 
-    `mounts` are files of this machine by their place in the container, read-only. Yields once it is a node.
+    `mounts` are files of this machine by their place in the container, read-only. Yields once it is a node; at once
+    when it `is_doomed` to die or freeze, perhaps before anybody sees it.
     """
     name = f"{stack.name}-extra-{next(_numbers)}"
     options = [option for key, value in environment.items() for option in ("--env", f"{key}={value}")]
@@ -212,7 +218,8 @@ def extra_scheduler(
     stack.compose("run", "--detach", "--no-deps", "--name", name, *options, stack.service_of("scheduler"))
     container: Container = stack.docker.containers.get(name)
     try:
-        wait_until_node(stack, container, within=within)
+        if not is_doomed:
+            wait_until_node(stack, container, within=within)
         yield container
     except BaseException as error:
         # It will be gone before pytest asks for the evidence.
@@ -242,6 +249,14 @@ def wait_until_node(stack: Stack, container: Container, *, since: float = 0.0, w
         )
 
     wait_until(f"{container.name} runs as a node", runs, within=within)
+
+
+def said_at(container: Container, words: str) -> float | None:
+    """When the container first wrote a line with these words, in seconds since the epoch; None: not yet."""
+    for line in container.logs(timestamps=True).decode(errors="replace").splitlines():
+        if words in line:
+            return datetime.fromisoformat(line.split(" ", 1)[0][:26] + "+00:00").timestamp()
+    return None
 
 
 # -- clocks -------------------------------------------------------------------------------------------------------

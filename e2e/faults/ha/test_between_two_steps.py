@@ -36,7 +36,9 @@ def test_killed_between_two_steps(ha_stack: Stack, probes: Probes, schedulers: l
         watch.strike()
         doomed = {
             step: armed.enter_context(
-                extra_scheduler(ha_stack, {"FAIL_POINTS": ",".join(f"{point}=exit@{CHANCE}" for point in points)})
+                extra_scheduler(
+                    ha_stack, {"FAIL_POINTS": ",".join(f"{point}=exit@{CHANCE}" for point in points)}, is_doomed=True
+                )
             )
             for step, points in STEPS.items()
         }

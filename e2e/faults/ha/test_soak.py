@@ -80,7 +80,7 @@ def test_soak_under_faults_by_chance(soaked: Stack) -> None:
     seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 1_000_000))
     dice = random.Random(seed)
     probes = Probes(soaked, JOBS, per_second=True, prefix="soak")
-    probes.start(ahead_s=45)
+    probes.start()
     how = f"{SCHEDULERS} schedulers, {JOBS} jobs a second, {SECONDS / 60:g} min, random faults (seed {seed})"
     print(f"\nsoak: {how}")
     struck: list[tuple[str, float, float]] = []
