@@ -58,7 +58,7 @@ class Worker:
         """Does what a message says, if the ledger agrees. Never raises: the message is done with in any case."""
         slot = self.board.claim(run_id)
         if slot is None:
-            logger.info("run %s is in work here already", run_id)
+            logger.debug("run %s is in work here already", run_id)
             return
         try:
             ticket = self._open(run_id, owner, epoch)

@@ -17,7 +17,7 @@ from app.ledger.runs import Ticket
 
 logger = logging.getLogger(__name__)
 
-AGAIN_S = (5.0, 10.0, 20.0, 40.0, 60.0)
+AGAIN_S = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 """After so many seconds a message whose run is still pending is sent again, for the first time, the second, ..."""
 STILL_QUEUED_S = 600.0
 """The same, while the broker holds at least as many messages as wait here: most likely they are these, and a queue that

@@ -146,8 +146,6 @@ def _consume(celery: Celery, worker: Worker, supervisor: Supervisor, settings: S
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
-    # It tells at every lost connection what it may do in a future release.
-    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     consumer = celery.Worker(
         hostname=f"{settings.node_name}@{QUEUE}",
         pool="prefork",
@@ -160,7 +158,11 @@ def _consume(celery: Celery, worker: Worker, supervisor: Supervisor, settings: S
         without_heartbeat=True,
         quiet=True,
     )
-    get_billiard_logger().propagate = True  # Celery has just made it anew
+    # It tells at every lost connection what it may do in a future release.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+    processes_logger = get_billiard_logger()  # Celery has just made it anew
+    processes_logger.setLevel(logging.WARNING)
+    processes_logger.propagate = True
     logger.info("worker %s: %d processes", settings.node_name, settings.worker_concurrency)
     consumer.start()
     return int(consumer.exitcode or 0)
