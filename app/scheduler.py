@@ -96,19 +96,24 @@ def start_scheduler(app: Flask) -> LedgerScheduler:
     return scheduler
 
 
-def stop_scheduler() -> None:
-    """The orderly stop of this process's scheduler: drains up to DRAIN_SECONDS. Does nothing where none runs."""
+def stop_scheduler() -> bool:
+    """The orderly stop of this process's scheduler: drains up to DRAIN_SECONDS. Does nothing where none runs.
+
+    Whether all that ran has ended.
+    """
     global _process_runtime, _process_delivery
     runtime, _process_runtime = _process_runtime, None
     delivery, _process_delivery = _process_delivery, None
     if runtime is None or runtime.scheduler is None:
-        return
+        return True
     atexit.unregister(stop_scheduler)
     # It stays in the runtime: a request that is still served must not be told that this process runs none.
-    if not runtime.scheduler.stop(runtime.settings.drain_s):
+    drained = runtime.scheduler.stop(runtime.settings.drain_s)
+    if not drained:
         logger.warning("some runs did not end within %s s and are called lost", runtime.settings.drain_s)
     if delivery is not None:  # after the drain, whose runs have alerts and pings of their own
         delivery.stop()
+    return drained
 
 
 def _reload_all_jobs(runtime: Runtime | None = None, by: str = "system") -> ReloadReport:

@@ -126,4 +126,7 @@ def worker_exit(_server, worker):
         return  # the master calls this too, for a worker that is already gone; and nothing runs in one that never began
     from app.scheduler import stop_scheduler  # noqa: PLC0415 - as above
 
-    stop_scheduler()
+    if not stop_scheduler():
+        # The interpreter's exit would wait for the threads that are called lost already.
+        sys.stdout.flush()
+        os._exit(0)

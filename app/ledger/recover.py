@@ -22,7 +22,7 @@ from app.ledger.runs import TICKET_COLUMNS, Ticket
 
 logger = logging.getLogger(__name__)
 
-PENDING_AFTER_S = 2.0
+PENDING_AFTER_S = 1.6
 _LONGEST_GAP_S = 2.0
 """Between two looks of the reaper: a longer gap means that it was the reaper who was away."""
 
