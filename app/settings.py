@@ -201,7 +201,7 @@ class _Reader:
         return value
 
     def fail_points(self, name: str) -> dict[str, tuple[str, float]]:
-        """Points by name, as `claim.inserted=exit@0.05`, separated by commas; a probability of 1 where none is given."""
+        """Points by name, as `claim.inserted=exit@0.05`, separated by commas; without a probability it is 1."""
         found = {}
         for part in self.text(name, "").split(","):
             if not part.strip():
