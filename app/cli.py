@@ -112,7 +112,7 @@ def status(*, as_json: bool) -> None:
         return
     for node in found.nodes:
         life = "alive" if node.is_alive else "silent"
-        click.echo(f"scheduler {node.name}: {node.state}, {life}, heartbeat {node.heartbeat_age_s:.1f} s ago")
+        click.echo(f"{node.kind} {node.name}: {node.state}, {life}, heartbeat {node.heartbeat_age_s:.1f} s ago")
     if not found.nodes:
         click.echo("scheduler: none has ever used this store")
     click.echo(f"queue: {found.queue.pending} pending, {found.queue.running} running")
@@ -281,8 +281,9 @@ def carry_history(*, sources: tuple[str, ...], as_json: bool) -> None:
             if not result.failed:
                 click.echo(
                     f"{result.source}: {result.runs} runs carried over ({result.runs_there_already} were there"
-                    f" already), {result.logs} logs, {result.messages} undelivered messages; {result.cancelled} had not started and are cancelled,"
-                    f" {result.lost} had not ended and are lost, {result.missed} moments are missed"
+                    f" already), {result.logs} logs, {result.messages} undelivered messages; {result.cancelled} had not"
+                    f" started and are cancelled, {result.lost} had not ended and are lost, {result.missed} moments are"
+                    " missed"
                 )
     if any(result.failed for result in results):
         sys.exit(1)
