@@ -9,11 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Event
 from typing import Any, ClassVar
 
+import docker
 import pytest
 from docker.models.containers import Container
 
@@ -61,6 +63,9 @@ class Shape:
         arguments = [word for service, number in numbers.items() for word in ("--scale", f"{service}={number}")]
         self.checkout.compose("up", "--detach", "--no-build", "--wait", *options, *arguments)
 
+    def network(self, name: str = "default") -> str:
+        return f"{self.checkout.project}_{name}"
+
     def identities(self) -> list[tuple[str, str]]:
         return sorted((str(one.id), str(one.attrs["State"]["StartedAt"])) for one in self.containers())
 
@@ -85,11 +90,9 @@ def ask(container: Container, method: str, path: str, body: Mapping[str, Any] | 
     return json.loads(run(container, "python3", "-c", ASK, method, path, text))["data"]
 
 
-def address_of(container: Container, network: str = "default") -> str:
+def address_of(container: Container, network: str) -> str:
     container.reload()
-    networks = container.attrs["NetworkSettings"]["Networks"]
-    project = container.labels["com.docker.compose.project"]
-    return str(networks[f"{project}_{network}"]["IPAddress"])
+    return str(container.attrs["NetworkSettings"]["Networks"][network]["IPAddress"])
 
 
 def upstreams(shape: Shape, since: float) -> Counter[str]:
@@ -97,6 +100,24 @@ def upstreams(shape: Shape, since: float) -> Counter[str]:
     (nginx,) = shape.containers("nginx")
     log = nginx.logs(since=int(since)).decode()
     return Counter(re.findall(r'" 200 \d+ \S+ \S+ ([0-9.]+):500[12] ', log))
+
+
+@contextmanager
+def taken(gone: Container, address: str, network: str) -> Iterator[None]:
+    """The address of a container that is gone belongs to somebody else meanwhile, who does not answer there."""
+    squatters: list[Container] = []
+    try:
+        while not squatters or address_of(squatters[-1], network) != address:
+            assert len(squatters) < 16, f"{address} was not given away again"
+            squatters.append(
+                docker.from_env().containers.run(
+                    gone.image.id, ["sleep", "600"], entrypoint=[], network=network, detach=True, auto_remove=True
+                )
+            )
+        yield
+    finally:
+        for squatter in squatters:
+            squatter.kill()
 
 
 class EveryShape:
@@ -180,7 +201,9 @@ class EveryShape:
     def test_requests_are_spread(self, shape: Shape) -> None:
         shape.scale(web=2, scheduler=2)
         client, since = shape.client(), time.time()
-        both = {address_of(one) for service in ("web", "scheduler") for one in shape.containers(service)}
+        both = {
+            address_of(one, shape.network()) for service in ("web", "scheduler") for one in shape.containers(service)
+        }
         assert len(both) == 4
         # nginx asks for the addresses again after some seconds; until then it knows of one container of each.
         wait_until(
@@ -248,25 +271,17 @@ class TestSplit(EveryShape):
         client = shape.client()
         wait_until("answers", lambda: client.get(path).status_code, lambda status: status == 200, within=10)
         (old,) = shape.containers(service)
-        old_address = address_of(old)
-        network = f"{shape.checkout.project}_default"
+        old_address = address_of(old, shape.network())
         old.remove(force=True)
-        # Somebody else gets its address, and does not answer there.
-        (nginx,) = shape.containers("nginx")
-        squatter = nginx.client.containers.run(
-            old.image.id, ["sleep", "600"], entrypoint=[], detach=True, network=network, auto_remove=True
-        )
-        try:
+        with taken(old, old_address, shape.network()):
             shape.checkout.compose("up", "--detach", "--no-build", service)
             (new,) = shape.containers(service)
-            assert address_of(new) != old_address
+            assert address_of(new, shape.network()) != old_address
             probe = new.attrs["Config"]["Healthcheck"]["Test"][1:]
             wait_until("it works", lambda: new.exec_run(probe).exit_code, lambda code: code == 0, within=60, every=0.1)
             wait_until(
                 "found", lambda: client.get(path).status_code, lambda status: status == 200, within=FOUND_AGAIN_S
             )
-        finally:
-            squatter.kill()
 
     def test_data_stays_behind_for_no_shape(self, shape: Shape) -> None:
         shape.checkout.compose("down")
@@ -284,6 +299,7 @@ class TestHa(EveryShape):
     def test_an_edit_through_one_scheduler_is_obeyed_by_the_other(self, shape: Shape) -> None:
         shape.scale(web=2, scheduler=2, worker=2)
         schedulers = shape.containers("scheduler")
+        ask(schedulers[0], "POST", f"{JOBS}/{JOB}/actions/resume")
         for edited, other in (schedulers, schedulers[::-1]):
             moment = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=4)
             ask(edited, "PUT", f"{JOBS}/{JOB}", {"trigger_type": "date", "run_date": moment.isoformat()})
@@ -300,7 +316,7 @@ class TestHa(EveryShape):
         (nginx,) = shape.containers("nginx")
         for service, port in (("postgres", 5432), ("valkey", 6379)):
             (store,) = shape.containers(service)
-            address = address_of(store, "stores")
+            address = address_of(store, shape.network("stores"))
             code, _ = nginx.exec_run(["timeout", "2", "bash", "-c", f"exec 3<> /dev/tcp/{address}/{port}"])
             assert code != 0, service
             (first, *_) = shape.containers("web")
@@ -311,7 +327,7 @@ class TestHa(EveryShape):
         asked = ["psql", "--username=whalefall", "--dbname=whalefall", "-Atc"]
         assert run(postgres, *asked, "SHOW fsync; SHOW synchronous_commit; SHOW data_checksums").split() == ["on"] * 3
         code, output = postgres.exec_run(
-            [*asked, "SELECT 1", "--host", address_of(postgres, "stores"), "--no-password"]
+            [*asked, "SELECT 1", "--host", address_of(postgres, shape.network("stores")), "--no-password"]
         )
         assert code != 0
         assert b"no password supplied" in output
