@@ -27,12 +27,13 @@ from app.db.engines import (
     write_transaction,
 )
 from app.db.jobstore_tables import IS_ACTIVE, runs
-from app.db.reach import cause_of
+from app.db.reach import cause_of, store_name
 from app.fleet.board import Board, Place, State
 from app.fleet.child import record_end
 from app.fleet.health import write_signs
 from app.ledger.execution import Ending, killed_ending
-from app.ledger.nodes import LockFile, NodeState, beat
+from app.ledger.nodes import NodeState, beat
+from app.ledger.one_store import lock_for
 from app.ledger.record import cancellations
 from app.ledger.recover import release
 from app.ledger.runs import TICKET_COLUMNS, Ticket
@@ -77,7 +78,7 @@ class Supervisor:
         self._board, self._places, self._alerts, self._loop_age = board, places, alerts, loop_age
         self._engine = create_engine_for(jobstore_url, busy_timeout_s=LOOP_BUSY_TIMEOUT_S)
         self._started_at = now_us()
-        self._lock_file = LockFile(locks_dir / f"{node_id}.lock")
+        self._lock_file = lock_for(locks_dir, node_id, store_name(jobstore_url, locks_dir.parent))
         self._state: NodeState = "running"
         self._killed: dict[str, StopReason] = {}  # by run id
         self._orphans: set[str] = set()
