@@ -66,16 +66,24 @@ class Search:
                 for pick in range(len(scenario.edits)):
                     self.play(scenario, (Deviation(steps, "edit", pick),))
 
-    def chain(self, scenarios: Sequence[Scenario], gaps: Sequence[int] = (15, 25, 35)) -> None:
-        """A node freezes at every step, the others take `gaps` steps, one of these dies or not, and it thaws."""
+    def chain(self, scenarios: Sequence[Scenario], gaps: Sequence[int] = (15, 25, 35), stride: int = 1) -> None:
+        """A node freezes at every `stride`th step, the others take `gaps` steps, one of these dies or not, and it thaws."""
         for scenario in scenarios:
             telling = self.play(scenario, ()).telling
-            for steps in (number for number, tells in enumerate(telling, start=1) if tells):
+            for steps in [number for number, tells in enumerate(telling, start=1) if tells][::stride]:
                 for gap in gaps:
                     thaw = (Deviation(steps, "freeze"), Deviation(gap, "thaw"))
                     crash = (Deviation(steps, "freeze"), Deviation(gap, "crash"), Deviation(0, "thaw"))
                     for history in (thaw, crash):
                         self.play(scenario, history)
+
+    def overlap(self, scenarios: Sequence[Scenario]) -> None:
+        """While a task is at work on it a node freezes; later, at every step, the other one does; they wake in this order."""
+        for scenario in scenarios:
+            begin = self.play(scenario, ()).working[0]
+            for gap in range(1, 80):
+                wake = (Deviation(0, "thaw"), Deviation(14, "thaw"))
+                self.play(scenario, (Deviation(begin, "freeze"), Deviation(gap, "freeze"), *wake))
 
     def at_random(self, scenarios: Sequence[Scenario], examples: int, *, shrink: bool = True) -> None:
         """`examples` histories of several moves, the same ones at each call."""

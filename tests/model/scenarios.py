@@ -122,4 +122,10 @@ BACKLOG = Scenario(
 )
 """One look claims several runs of a job of which only one may run at a time."""
 
-SCENARIOS = (PLAIN, LOCK_FILES, EDITED, RETRIED, ALONE, WAITING, BACKLOG)
+LONG = Scenario(
+    name="a long run",
+    jobs=(JobModel(_job("slow", every(1, first=1, last=1), retry_on_loss=True), lasts_s=9),),
+)
+"""A run that outlasts every silence."""
+
+SCENARIOS = (PLAIN, LOCK_FILES, EDITED, RETRIED, ALONE, WAITING, BACKLOG, LONG)

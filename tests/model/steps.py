@@ -23,6 +23,13 @@ class Crash(BaseException):
     """Raised in a thread whose process is gone: nothing of it may run any more."""
 
 
+def _closed_gate() -> threading.Lock:
+    """A lock used as a gate: whoever waits acquires it, another thread's release lets it pass."""
+    gate = threading.Lock()
+    gate.acquire()
+    return gate
+
+
 @dataclass(eq=False)
 class Actor:
     """One thread of one node, or an operator's edit."""
@@ -37,8 +44,8 @@ class Actor:
     backend: int | None = None  # the server process of its open PostgreSQL transaction
     now: int = 0  # what it last read from the database's clock
     error: BaseException | None = None
-    go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    go: threading.Lock = field(default_factory=_closed_gate)
+    arrived: threading.Lock = field(default_factory=_closed_gate)
 
 
 class Stepper:

@@ -27,6 +27,7 @@ from app.errors import DomainError
 from app.ledger import Ending, Ledger, LedgerScheduler, NewJob, Ticket
 from app.ledger import apscheduler_overrides as overrides
 from app.ledger import retries
+from app.ledger.nodes import LIVING
 from app.ledger.one_store import lock_for
 from app.ledger.recover import Silence, release
 from app.ledger.runs import Outcome
@@ -44,6 +45,16 @@ _MOST_STEPS = 4000
 
 _IDLE = ("look", "dispatch", "read")
 """Points at which a thread has nothing open, and nothing to lose that it did not have one point earlier."""
+
+# Made once: they are asked at every commit and every second.
+_JOBS = select(jobs)
+_LOST = (
+    select(runs.c.run_id, runs.c.job_id, runs.c.owner, nodes.c.heartbeat_at, nodes.c.state)
+    .outerjoin(nodes, nodes.c.node_id == runs.c.owner)
+    .where(runs.c.outcome == "lost")
+)
+_ACTIVE = select(runs.c.run_id).where(IS_ACTIVE).limit(1)
+_DUE = select(jobs.c.id).where(jobs.c.next_run_time.is_not(None), jobs.c.problem.is_(None)).limit(1)
 
 Move = Literal["switch", "crash", "freeze", "thaw", "error", "tick", "edit", "stop", "join", "lose"]
 
@@ -290,6 +301,8 @@ class World:
         self.trace: list[str] = []
         self.telling: list[bool] = []
         """Of each ordinary step: whether a fault after it can tell more than one after the step before."""
+        self.working: list[int] = []
+        """The ordinary steps after which a task is at work."""
         self.seconds: list[int] = []
         """The ordinary steps after which a second has passed and nobody has looked yet."""
         self.violation: str | None = None
@@ -298,7 +311,6 @@ class World:
         self._steps_before_tick = -1
         self._current: Actor | None = None
         self._lost: set[str] = set()
-        self._excused: dict[str, int] = {}  # node id -> when it last stopped beating (crash, freeze)
 
     def play(self, history: tuple[Deviation, ...]) -> None:
         """Plays the history to its end, heals, and runs on until nothing is left to do. Raises Violation."""
@@ -354,6 +366,8 @@ class World:
         running, second = len(self.executions), self.clock.us
         if not self._take_step():
             return False
+        if self.executions:
+            self.working.append(len(self.telling) + 1)
         if self.clock.us != second:
             self.seconds.append(len(self.telling) + 1)
         actor = self._current
@@ -490,7 +504,6 @@ class World:
             if actor.state == "parked":
                 self.stepper.resume(actor, "crash")
         node.free_lock_file()
-        self._excused.setdefault(node.node_id, self.clock.us)
         self.executions = [one for one in self.executions if one.node is not node]
 
     def _freeze(self, node: Node) -> None:
@@ -546,7 +559,7 @@ class World:
     def _someone_lives(self) -> None:
         """Healing: whoever holds up all others wakes, and there is one live node at least."""
         self._let_go()
-        if not any(node.is_up and STATE_RUNNING == node.scheduler.state for node in self.nodes):
+        if not any(node.is_up and node.scheduler.state == STATE_RUNNING for node in self.nodes):
             self._note("*** a new node")
             self._join(f"n{len(self.nodes) + 1}")
 
@@ -598,27 +611,24 @@ class World:
         """In the actor's thread, right after its commit."""
         if actor in self.editors:
             with self._looking(actor), read_transaction(self.store.engine) as connection:
-                for row in connection.execute(select(jobs)).mappings():
+                for row in connection.execute(_JOBS).mappings():
                     self.timeline.see(row, at=self.clock.us)
-        if actor.name.endswith(".loop"):
+        elif actor.name.endswith(".loop"):
             with self._looking(actor), read_transaction(self.store.engine) as connection:
-                lost = connection.execute(select(runs).where(runs.c.outcome == "lost")).mappings().all()
-                beats = {row["node_id"]: row for row in connection.execute(select(nodes)).mappings()}
-            for row in lost:
-                if row["run_id"] not in self._lost:
-                    self._lost.add(row["run_id"])
-                    self._check_loss(row, beats.get(row["owner"]))
+                for row in connection.execute(_LOST).mappings():
+                    if row["run_id"] not in self._lost:
+                        self._lost.add(row["run_id"])
+                        self._check_loss(row)
 
-    def _check_loss(self, row: Any, node: Any) -> None:
-        """A run is called lost when its process is gone, or after a silence."""
+    def _check_loss(self, row: Any) -> None:
+        """A run that is at work may be called lost only after its node's silence."""
         owner = next((one for one in self.nodes if one.node_id == row["owner"]), None)
-        if owner is None or not owner.alive or node is None:
+        if owner is None or not owner.is_up or row["heartbeat_at"] is None:
             return
-        silent_s = (self.clock.us - node["heartbeat_at"]) / 1_000_000
-        if node["state"] in ("running", "stopping") and silent_s < LOST_AFTER_S and owner.is_up:
-            held = any(one.ticket.run_id == row["run_id"] for one in self.executions)
-            if held:
-                self._break(f"a run of {row['job_id']} was called lost on {owner.name}, which beat {silent_s} s ago")
+        silent_s = (self.clock.us - row["heartbeat_at"]) / 1_000_000
+        at_work = any(one.ticket.run_id == row["run_id"] for one in self.executions)
+        if row["state"] in LIVING and silent_s < LOST_AFTER_S and at_work:
+            self._break(f"a run of {row['job_id']} was called lost on {owner.name}, which beat {silent_s} s ago")
 
     @contextmanager
     def _looking(self, actor: Actor) -> Iterator[None]:
@@ -655,10 +665,7 @@ class World:
         if any(actor.state != "done" for node in self.nodes if node.is_up for actor in node.actors[2:]):
             return False
         with self.store.engine.connect() as connection:
-            if connection.execute(select(runs.c.run_id).where(IS_ACTIVE).limit(1)).first() is not None:
-                return False
-            due = select(jobs.c.id).where(jobs.c.next_run_time.is_not(None), jobs.c.problem.is_(None))
-            if connection.execute(due.limit(1)).first() is not None:
+            if connection.execute(_ACTIVE).first() is not None or connection.execute(_DUE).first() is not None:
                 return False
         return not any(node.is_up and (node.dispatcher._ends or node.dispatcher._in_progress) for node in self.nodes)
 
