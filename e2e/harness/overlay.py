@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
@@ -16,9 +16,9 @@ def overlaid_stack(
     factory: pytest.TempPathFactory,
     name: str,
     overlay: str,
+    environment: Mapping[str, str] | None = None,
     *,
     prepare: Callable[[Stack], None] = lambda _stack: None,
-    **environment: str,
 ) -> Iterator[Stack]:
     """A started one-container stack with the compose file `overlay` laid over it; removed in the end.
 

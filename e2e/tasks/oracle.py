@@ -75,3 +75,13 @@ def oracle_burn(seconds: float = 10.0, call_seconds: float = 1.0, *, run: Any) -
             break
         bits = max(4096, int(bits * min(4.0, call_seconds / max(took, 1e-6))))
     record(run, "end")
+
+
+@task("oracle_hoard", description="Takes ever more memory, until it is killed")
+def oracle_hoard(chunk_mib: int = 8, *, run: Any) -> None:
+    record(run, "start")
+    hoard = []
+    while True:
+        # Written to, so that it is really taken; in steps, so that others can run in between.
+        hoard.append(b"\xa5" * (chunk_mib << 20))
+        time.sleep(0.02)

@@ -41,7 +41,7 @@ def copy_tasks(stack: Stack) -> None:
 def one_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack that the faults share. Leave it as you found it: healthy, and without your jobs."""
     settings = {"DRAIN_SECONDS": f"{DRAIN_S}"}
-    with overlaid_stack(tmp_path_factory, "one", OWN_TASKS, prepare=copy_tasks, **settings) as shared:
+    with overlaid_stack(tmp_path_factory, "one", OWN_TASKS, settings, prepare=copy_tasks) as shared:
         yield shared
 
 

@@ -11,7 +11,7 @@ from docker.models.containers import Container
 
 from e2e.harness.fail_points import struck
 from e2e.harness.faults import extra_scheduler, node_of, paused, stopped_worker
-from e2e.harness.probes import Probes, let_pass
+from e2e.harness.probes import Probes, Watch, let_pass
 from e2e.harness.sqlite_lock import JOB_STORE, is_locked
 from e2e.harness.stack import Stack
 from e2e.harness.waiting import wait_until
@@ -57,6 +57,22 @@ def freeze_with_claimed_runs(stack: Stack, frozen: Container, point: str) -> set
         return runs
 
     return wait_until("it freezes with runs", held, within=60, every=0.0)
+
+
+def wake_for_a_fire(stack: Stack, frozen: Container, point: str, watch: Watch) -> None:
+    """Wake the scheduler up, and wait for the next fire; again where it froze anew before that."""
+
+    def fire_or_frost() -> str:
+        if any(start.time >= healed for start in stack.starts()):
+            return "fire"
+        return "frost" if struck(frozen, point, "freeze") > times else ""
+
+    seen = ""
+    while seen != "fire":
+        times = struck(frozen, point, "freeze")
+        stack.signal(signal.SIGCONT, "scheduler", "worker", container=frozen)
+        healed = watch.heal()
+        seen = wait_until("a fire", fire_or_frost, within=30, every=0.05)
 
 
 def wait_until_frozen(container: Container, point: str) -> None:
@@ -139,12 +155,9 @@ def test_all_goes_on_when_who_froze_with_the_lock_wakes_or_dies(
         # Pages do not wait for a writer.
         assert one_stack.bearer().get("/api/v1/scheduler/jobs", timeout=10).status_code == 200
         if end == "wakes":
-            one_stack.signal(signal.SIGCONT, "scheduler", "worker", container=frozen)
-            healed = watch.heal()
-            wait_until("a fire", lambda: [start for start in one_stack.starts() if start.time >= healed], within=30)
-            frozen.kill()  # before it freezes again
-        else:
-            frozen.kill()
+            wake_for_a_fire(one_stack, frozen, point, watch)
+        frozen.kill()
+        if end == "dies":
             watch.heal()
     watch.check()
     assert watch.measurement is not None
