@@ -81,9 +81,18 @@ class Watch:
 class Probes:
     """`number` jobs that fire every second, each at its own fraction of it; half of them coalesce."""
 
-    def __init__(self, stack: Stack, number: int = 10, *, per_second: bool = False, prefix: str = "probe") -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        number: int = 10,
+        *,
+        per_second: bool = False,
+        prefix: str = "probe",
+        executor: str = "default",
+    ) -> None:
         """`per_second`: all of them at the full second, as most people's jobs are."""
         self.stack = stack
+        self.executor = executor
         self.jobs = {
             f"{prefix}-{index:03}": timedelta(microseconds=0 if per_second else index * 1_000_000 // number)
             for index in range(number)
@@ -99,7 +108,8 @@ class Probes:
         for index, (job_id, offset) in enumerate(self.jobs.items()):
             trigger = {"trigger_type": "interval", "seconds": 1, "start_date": (grid + offset).isoformat()}
             # A run that is late or hangs on a frozen node is no reason to skip the next: the stack is measured.
-            client.create_job(job_id, "oracle_fire", trigger, max_instances=10, coalesce=index % 2 == 0)
+            settings = {"max_instances": 10, "coalesce": index % 2 == 0, "executor": self.executor}
+            client.create_job(job_id, "oracle_fire", trigger, **settings)
         self.begin = datetime.fromtimestamp(int(time.time()) + 2, tz=UTC)
 
     def stop(self) -> None:
