@@ -22,7 +22,7 @@ from docker.models.containers import Container
 from docker.models.networks import Network
 
 from e2e.harness.oracle import parse_moment
-from e2e.harness.stack import ROOT, Stack
+from e2e.harness.stack import ROOT, SEND_SIGNAL, Stack
 from e2e.harness.waiting import wait_until
 
 TOOLS = f"whalefall/e2e-tools:{os.environ.get('WHALEFALL_TAG', 'latest')}"
@@ -84,6 +84,13 @@ def paused(container: Container) -> Iterator[None]:
         yield
     finally:
         container.unpause()
+
+
+def kill_master(stack: Stack, container: Container) -> None:
+    """SIGKILL to the Gunicorn master of a scheduler's container, which ends with it; Docker starts it again."""
+    (master,) = stack.gunicorn("scheduler", "master", container=container)
+    # The command dies with its container, so its exit tells nothing.
+    container.exec_run(["python3", "-c", SEND_SIGNAL, "0", str(int(signal.SIGKILL)), str(master.pid)])
 
 
 def kill_and_start(container: Container) -> None:
