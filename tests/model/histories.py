@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -49,33 +48,40 @@ class Search:
             raise Violation(_tell(scenario, history, world, str(violation))) from None
         return world
 
-    def sweep(self, scenarios: Sequence[Scenario], moves: Sequence[Move] = SINGLE) -> None:
-        """Every one of `moves` after every step of the ordinary course of each scenario that can tell something."""
+    def sweep(self, scenarios: Sequence[Scenario], moves: Sequence[Move] = SINGLE, stride: int = 1) -> None:
+        """Every one of `moves` after every `stride`th step of the ordinary course that can tell something."""
         for scenario in scenarios:
-            telling = self.play(scenario, ()).telling
-            for steps, tells in enumerate(telling, start=1):
-                for move in moves if tells else ():
+            for steps in self._telling_steps(scenario, stride):
+                for move in moves:
                     self.play(scenario, (Deviation(steps, move),))
+
+    def _telling_steps(self, scenario: Scenario, stride: int) -> list[int]:
+        telling = self.play(scenario, ()).telling
+        return [steps for steps, tells in enumerate(telling, start=1) if tells][::stride]
 
     def edit(self, scenarios: Sequence[Scenario]) -> None:
         """Every edit in every second of the ordinary course, just when its moments are due and when they are claimed."""
         for scenario in scenarios:
-            world = self.play(scenario, ())
-            claimed = (steps for steps, tells in enumerate(world.telling, start=1) if tells)
-            for steps in (*world.seconds, *islice(claimed, 0, None, 4)):
+            for steps in (*self.play(scenario, ()).seconds, *self._telling_steps(scenario, 4)):
                 for pick in range(len(scenario.edits)):
                     self.play(scenario, (Deviation(steps, "edit", pick),))
 
     def chain(self, scenarios: Sequence[Scenario], gaps: Sequence[int] = (15, 25, 35), stride: int = 1) -> None:
         """A node freezes at every `stride`th step, the others take `gaps` steps, one of these dies or not, and it thaws."""
         for scenario in scenarios:
-            telling = self.play(scenario, ()).telling
-            for steps in [number for number, tells in enumerate(telling, start=1) if tells][::stride]:
+            for steps in self._telling_steps(scenario, stride):
                 for gap in gaps:
                     thaw = (Deviation(steps, "freeze"), Deviation(gap, "thaw"))
                     crash = (Deviation(steps, "freeze"), Deviation(gap, "crash"), Deviation(0, "thaw"))
                     for history in (thaw, crash):
                         self.play(scenario, history)
+
+    def race(self, scenarios: Sequence[Scenario], stride: int = 1) -> None:
+        """At every `stride`th step another thread goes first, each one in turn; then all go on in order."""
+        for scenario in scenarios:
+            for steps in self._telling_steps(scenario, stride):
+                for pick in range(3):
+                    self.play(scenario, (Deviation(steps, "switch", pick),))
 
     def overlap(self, scenarios: Sequence[Scenario]) -> None:
         """While a task is at work on it a node freezes; later, at every step, the other one does; they wake in this order."""

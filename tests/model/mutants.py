@@ -56,11 +56,19 @@ def _by_edits(search: Search) -> None:
 
 
 def _by_chains(search: Search) -> None:
-    search.chain((WAITING, BACKLOG), gaps=(25,))
+    search.chain((WAITING,), gaps=(25,))
+
+
+def _by_backlogs(search: Search) -> None:
+    search.chain((BACKLOG,), gaps=(25,))
+
+
+def _by_overlaps(search: Search) -> None:
+    search.overlap((PLAIN,))
 
 
 def _by_races(search: Search) -> None:
-    search.race((PLAIN, EDITED))
+    search.race((EDITED,))
 
 
 @contextmanager
@@ -281,12 +289,12 @@ MUTANTS = (
     Mutant("lost after a short silence", _lost_at_once, _by_faults, "was called lost"),
     Mutant("edits forget what is due", _edits_forget_what_is_due, _by_edits, "vanished"),
     Mutant("no adoption after a commit of unknown fate", _no_adoption, _by_faults, "is pending"),
-    Mutant("instances are counted on one node alone", _no_instances_over_the_cluster, _by_chains, "instances"),
+    Mutant("instances are counted on one node alone", _no_instances_over_the_cluster, _by_backlogs, "instances"),
 )
 """Found on every store."""
 
 CONCURRENT_MUTANTS = (
-    Mutant("runs are called lost without a lock", _unlocked_losses, _by_races, "run again"),
+    Mutant("runs are called lost without a lock", _unlocked_losses, _by_overlaps, "was on record"),
     Mutant(
         "claims without row locks and without the unique key", _unlocked_claims, _by_races, "twice", unique_fires=False
     ),

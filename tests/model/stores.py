@@ -52,6 +52,10 @@ class Store:
             table.drop(connection)
             table.create(connection)
 
+    def close(self) -> None:
+        """Closes every connection."""
+        self.engine.dispose()
+
     def evict(self, actor: Actor) -> None:
         """Ends the actor's open transaction from outside, where the database can do that."""
 
@@ -172,6 +176,10 @@ class PostgreSQLStore(Store):
         if actor.backend is not None:
             self._monitor.execute("SELECT pg_terminate_backend(%s)", (actor.backend,))
             actor.backend = None
+
+    def close(self) -> None:
+        super().close()
+        self._monitor.close()
 
     def _waits(self, actor: Actor) -> bool:
         found = self._monitor.execute("SELECT cardinality(pg_blocking_pids(%s)) > 0", (actor.backend,)).fetchone()

@@ -33,7 +33,7 @@ def search(tmp_path: Path) -> Iterator[Callable[..., Search]]:
 
     yield make
     for store in made:
-        store.engine.dispose()
+        store.close()
 
 
 @pytest.mark.timeout(120)
@@ -50,7 +50,7 @@ def test_every_edit_in_every_second(search: Callable[..., Search]) -> None:
 
 @pytest.mark.timeout(120)
 def test_a_node_that_wakes_with_an_old_view(search: Callable[..., Search]) -> None:
-    search().chain((WAITING, BACKLOG), gaps=(25,))
+    search().chain((WAITING, BACKLOG), gaps=(25,), stride=2)
 
 
 @pytest.mark.timeout(120)

@@ -53,6 +53,7 @@ _LOST = (
     .outerjoin(nodes, nodes.c.node_id == runs.c.owner)
     .where(runs.c.outcome == "lost")
 )
+_ENDED = select(runs.c.run_id).where(runs.c.outcome.in_(("success", "failed", "cancelled")))
 _ACTIVE = select(runs.c.run_id).where(IS_ACTIVE).limit(1)
 _DUE = select(jobs.c.id).where(jobs.c.next_run_time.is_not(None), jobs.c.problem.is_(None)).limit(1)
 
@@ -311,6 +312,7 @@ class World:
         self._steps_before_tick = -1
         self._current: Actor | None = None
         self._lost: set[str] = set()
+        self._ended: set[str] = set()
 
     def play(self, history: tuple[Deviation, ...]) -> None:
         """Plays the history to its end, heals, and runs on until nothing is left to do. Raises Violation."""
@@ -613,6 +615,9 @@ class World:
             with self._looking(actor), read_transaction(self.store.engine) as connection:
                 for row in connection.execute(_JOBS).mappings():
                     self.timeline.see(row, at=self.clock.us)
+        elif actor.name.endswith(".dispatcher"):
+            with self._looking(actor), read_transaction(self.store.engine) as connection:
+                self._ended.update(connection.execute(_ENDED).scalars())
         elif actor.name.endswith(".loop"):
             with self._looking(actor), read_transaction(self.store.engine) as connection:
                 for row in connection.execute(_LOST).mappings():
@@ -621,7 +626,9 @@ class World:
                         self._check_loss(row)
 
     def _check_loss(self, row: Any) -> None:
-        """A run that is at work may be called lost only after its node's silence."""
+        """A run that is at work may be called lost only after its node's silence; one that has ended, never."""
+        if row["run_id"] in self._ended:
+            self._break(f"the end of a run of {row['job_id']} was on record, and it was called lost")
         owner = next((one for one in self.nodes if one.node_id == row["owner"]), None)
         if owner is None or not owner.is_up or row["heartbeat_at"] is None:
             return

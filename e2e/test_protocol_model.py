@@ -1,0 +1,77 @@
+"""The model of tests/model on a real PostgreSQL: transactions are open side by side, and every statement is a step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from e2e.harness.postgres_server import PostgresServer, postgres_server
+from tests.model.histories import Search
+from tests.model.mutants import CONCURRENT_MUTANTS, Mutant
+from tests.model.scenarios import EDITED, PLAIN, RETRIED, SCENARIOS
+from tests.model.stores import PostgreSQLStore
+from tests.model.world import Violation
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with postgres_server() as running:
+        yield running
+
+
+@pytest.fixture
+def search(server: PostgresServer, tmp_path: Path) -> Iterator[Callable[..., Search]]:
+    """A search on a new database."""
+    made: list[PostgreSQLStore] = []
+    numbers = count()
+
+    def make(*, unique_fires: bool = True) -> Search:
+        store = PostgreSQLStore(server.new_database(f"model{next(numbers)}"))
+        made.append(store)
+        store.make_tables(unique_fires=unique_fires)
+        return Search(store, tmp_path)
+
+    logging.disable(logging.CRITICAL)  # of faults that the search made itself
+    yield make
+    logging.disable(logging.NOTSET)
+    for store in made:
+        store.close()
+
+
+@pytest.mark.timeout(300)
+def test_another_node_goes_first_at_any_statement(search: Callable[..., Search]) -> None:
+    search().race((PLAIN,), stride=2)
+
+
+@pytest.mark.timeout(300)
+def test_faults_at_any_statement(search: Callable[..., Search]) -> None:
+    search().sweep((PLAIN,), ("freeze",), stride=2)
+    search().sweep((RETRIED,), ("error",), stride=5)
+
+
+@pytest.mark.timeout(300)
+def test_faults_in_any_order(search: Callable[..., Search]) -> None:
+    search().at_random((PLAIN, EDITED, RETRIED), 80)
+
+
+@pytest.mark.faults_long
+@pytest.mark.timeout(1800)
+def test_many_more_histories(search: Callable[..., Search]) -> None:
+    made = search()
+    made.race(SCENARIOS)
+    made.sweep(SCENARIOS)
+    made.chain(SCENARIOS, gaps=(25, 40), stride=3)
+    made.edit(SCENARIOS)
+    made.at_random(SCENARIOS, 2000)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutant", CONCURRENT_MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_rule_taken_away_is_missed(search: Callable[..., Search], mutant: Mutant) -> None:
+    made = search(unique_fires=mutant.unique_fires)
+    with mutant.applied(), pytest.raises(Violation, match=mutant.breaks):
+        mutant.seek(made)
