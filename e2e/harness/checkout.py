@@ -17,8 +17,6 @@ from docker.models.containers import Container
 
 from e2e.harness.stack import ROOT, free_port
 
-#: Of its own, so that the images under test elsewhere are not replaced by these.
-TAG = "e2e-up"
 MINUTES = 60
 
 
@@ -99,11 +97,17 @@ def checked_out(folder: Path, project: str) -> Iterator[Checkout]:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
     made = Checkout(folder, project, free_port())
-    # As many begin: with a copy of env.example, here with the one value that keeps this test's images apart.
+    # As many begin: with a copy of env.example, here with the one value that keeps these images apart. Whoever builds
+    # under the same name meanwhile would have Compose replace the containers.
     example = (folder / "env.example").read_text()
     assert "\nWHALEFALL_TAG=latest\n" in example
-    (folder / ".env").write_text(example.replace("\nWHALEFALL_TAG=latest\n", f"\nWHALEFALL_TAG={TAG}\n"))
+    (folder / ".env").write_text(example.replace("\nWHALEFALL_TAG=latest\n", f"\nWHALEFALL_TAG={project}\n"))
     try:
         yield made
     finally:
         made.run("docker", "compose", "down", "--volumes", "--remove-orphans", "--timeout", "5")
+        client = docker.from_env()
+        for image in client.images.list(filters={"reference": f"whalefall/*:{project}"}):
+            for name in image.tags:
+                if name.endswith(f":{project}"):
+                    client.images.remove(name)
