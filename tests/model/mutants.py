@@ -15,7 +15,7 @@ from unittest.mock import patch
 from sqlalchemy import Connection, bindparam, select, update
 
 from app.db.jobstore_tables import IS_ACTIVE, runs
-from app.ledger import Ledger
+from app.ledger import Ledger, retries
 from app.ledger import apscheduler_overrides as overrides
 from app.ledger import claim as claim_module
 from app.ledger import dispatch as dispatch_module
@@ -23,7 +23,6 @@ from app.ledger import ledger as ledger_module
 from app.ledger import record as record_module
 from app.ledger import recover as recover_module
 from app.ledger.claim import Claimed
-
 from tests.model.histories import Search
 from tests.model.scenarios import ALONE, BACKLOG, EDITED, PLAIN, WAITING
 
@@ -32,8 +31,8 @@ from tests.model.scenarios import ALONE, BACKLOG, EDITED, PLAIN, WAITING
 class Mutant:
     """A rule taken away: `applied()` is the context without it; `unique_fires` False has no unique key either.
 
-    `seek` is the search that finds what it `breaks`. Each is sought where it shows soonest; the whole of the search finds
-    all of them too, in up to two minutes each.
+    `seek` is the search that finds what it `breaks`. Each is sought where it shows soonest; the whole search
+    finds all of them too, in up to two minutes each.
     """
 
     name: str
@@ -131,7 +130,8 @@ def _claim_in_two_transactions() -> Iterator[None]:
         return []
 
     def claim(connection: Connection, **named: Any) -> Claimed:
-        here.put_off = rows = []
+        rows: list[Any] = []
+        here.put_off = rows
         try:
             claimed = real_claim(connection, **named)
         finally:
@@ -149,7 +149,7 @@ def _claim_in_two_transactions() -> Iterator[None]:
 
 
 def _commit_between(connection: Connection) -> None:
-    connection.dialect.do_commit(connection.connection)  # type: ignore[arg-type]
+    connection.dialect.do_commit(connection.connection)
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -171,7 +171,7 @@ def _run_without_advance() -> Iterator[None]:
 
 @contextmanager
 def _finish_of_anybody() -> Iterator[None]:
-    """An end counts for its run whatever became of it meanwhile: a run that was called lost and run again succeeds too."""
+    """An end counts for its run whatever became of it meanwhile: one that was lost and run again succeeds too."""
     whose = (runs.c.run_id == bindparam("b_run_id"), runs.c.outcome.in_(("running", "lost")))
     finish = update(runs).where(*whose).values(**record_module._END_VALUES)
     with patch.object(record_module, "_FINISH", finish):
@@ -200,7 +200,7 @@ def _nobody_takes_over() -> Iterator[None]:
 @contextmanager
 def _lost_runs_always_again() -> Iterator[None]:
     """A lost run is run again whatever its job says."""
-    real = recover_module.after_loss
+    real = retries.after_loss
 
     def after_loss(row: Any, **named: Any) -> Any:
         return real({**row, "retry_on_loss": True}, **named)

@@ -1,4 +1,4 @@
-"""The small worlds that are searched: few jobs with few moments, chosen so that every rule of the protocol is at work."""
+"""The small worlds that are searched: few jobs with few moments, so chosen that every rule is at work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from sqlalchemy import select
 
 from app.db.jobstore_tables import IS_ACTIVE, runs
 from app.ledger import Ledger, NewJob
-
 from tests.model.timeline import every, once
 from tests.model.world import Edit, JobModel, Scenario
 

@@ -1,7 +1,7 @@
 """One step at a time: the threads of all nodes run under a baton that the search hands to one of them.
 
-A thread runs until its next point (before a statement, before and after a commit, between two turns) and waits there for
-the baton. So a history is a list of choices, and the same choices give the same history again.
+A thread runs until its next point (before a statement, before and after a commit, between two turns) and waits there
+for the baton. So a history is a list of choices, and the same choices give the same history again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ _GUARD_S = 60.0
 
 class Crash(BaseException):
     """Raised in a thread whose process is gone: nothing of it may run any more."""
+
+
+_WAITS = "waits for its node's store lock"
+_NO_STORE = ("look", "dispatch", "drain", "join", "edit", _WAITS)
+"""Points at which an actor is about to do something else than to speak to the store."""
 
 
 def _closed_gate() -> threading.Lock:
@@ -46,6 +51,11 @@ class Actor:
     error: BaseException | None = None
     go: threading.Lock = field(default_factory=_closed_gate)
     arrived: threading.Lock = field(default_factory=_closed_gate)
+
+    @property
+    def meets_store(self) -> bool:
+        """Whether its next step is the store's, so that it can fail."""
+        return self.label not in _NO_STORE
 
 
 class Stepper:
@@ -131,7 +141,7 @@ class SteppedLock:
 
     def __enter__(self) -> None:
         while self._held:
-            self._stepper.point("waits for its node's store lock", ready=lambda: not self._held)
+            self._stepper.point(_WAITS, ready=lambda: not self._held)
         self._held = True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

@@ -1,7 +1,7 @@
 """Real stores whose every transaction is taken in steps: SQLite files and PostgreSQL.
 
-SQLite lets one writer in at a time and nobody sees into its transaction, so its steps are the beginning, the commit, and
-the moment after. PostgreSQL lets all in at once: there every statement is a step, and a step may be blocked.
+SQLite lets one writer in at a time and nobody sees into its transaction, so its steps are the beginning, the commit,
+and the moment after. PostgreSQL lets all in at once: there every statement is a step, and a step may be blocked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from app.db.engines import create_engine_for, write_transaction
 from app.db.jobstore_tables import runs
 from app.db.metadata import jobstore_metadata
 from app.db.migrate import ensure_schema
-
 from tests.model.steps import Actor, Stepper
 
 

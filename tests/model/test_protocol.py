@@ -1,9 +1,9 @@
 """The ledger's protocol on SQLite: no history of faults breaks a promise, and without any of its rules one does.
 
-The promises, checked in every history: each moment that a trigger implies, computed by arithmetic, has exactly one outcome;
-no run and no fire is started twice; a later attempt follows only where the job's policy allows it, and always where it
-demands it; what is on record of an end is what happened; nothing is called lost on a node that beats; no more instances
-than `max_instances` work together; and when the faults are over, nothing stays pending or running.
+The promises, checked in every history: each moment that a trigger implies, computed by arithmetic, has exactly one
+outcome; no run and no fire is started twice; a later attempt follows only where the job's policy allows it, and
+always where it demands it; what is on record of an end is what happened; nothing is called lost on a node that beats;
+no more instances than `max_instances` work together; and when the faults are over, nothing stays pending or running.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Timeline:
     _spans: dict[str, list[_Span]] = field(default_factory=dict)
     _revisions: dict[str, int] = field(default_factory=dict)
 
-    def set(self, job_id: str, trigger: Mapping[str, Any] | None, *, now: int, at: int) -> None:
+    def set_trigger(self, job_id: str, trigger: Mapping[str, Any] | None, *, now: int, at: int) -> None:
         self._spans.setdefault(job_id, []).append(_Span(trigger, now, at))
         self._revisions.setdefault(job_id, 1)
 
@@ -68,7 +68,7 @@ class Timeline:
             return
         self._revisions[row["id"]] = row["revision"]
         fires = row["is_active"] and row["is_enabled"] and not row["is_paused"]
-        self.set(row["id"], json.loads(row["trigger"]) if fires else None, now=row["updated_at"], at=at)
+        self.set_trigger(row["id"], json.loads(row["trigger"]) if fires else None, now=row["updated_at"], at=at)
 
     def implied(self, job_id: str) -> tuple[set[int], set[int]]:
         """The moments that must be on record, and those that may be: due while an edit was on its way."""

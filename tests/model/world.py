@@ -1,8 +1,9 @@
 """The world of one history: real schedulers on a real store, a clock that the search moves, and faults at any step.
 
-A node here is a real LedgerScheduler with its Dispatcher and Ledger. Only what would start threads of its own is done by
-hand: the frames of the loop, of the dispatcher's thread and of the orderly stop (`Node.loop`, `Node.dispatch`, `Node.stop`),
-and the executors, in whose place the world notes every start and ends the tasks when the history says so.
+A node here is a real LedgerScheduler with its Dispatcher and Ledger. Only what would start threads of its own is done
+by hand: the frames of the loop, of the dispatcher's thread and of the orderly stop (`Node.loop`, `Node.dispatch`,
+`Node.stop`), and the executors, in whose place the world notes every start and ends the tasks when the history says
+so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -24,14 +26,12 @@ from sqlalchemy import select
 from app.db.engines import read_transaction
 from app.db.jobstore_tables import IS_ACTIVE, jobs, nodes, runs
 from app.errors import DomainError
-from app.ledger import Ending, Ledger, LedgerScheduler, NewJob, Ticket
+from app.ledger import Ending, Ledger, LedgerScheduler, NewJob, Ticket, retries
 from app.ledger import apscheduler_overrides as overrides
-from app.ledger import retries
 from app.ledger.nodes import LIVING
 from app.ledger.one_store import lock_for
 from app.ledger.recover import Silence, release
 from app.ledger.runs import Outcome
-
 from tests.model.steps import Actor, SteppedLock, Stepper
 from tests.model.stores import SQLiteStore, Store
 from tests.model.timeline import Timeline, as_us
@@ -58,6 +58,10 @@ _ACTIVE = select(runs.c.run_id).where(IS_ACTIVE).limit(1)
 _DUE = select(jobs.c.id).where(jobs.c.next_run_time.is_not(None), jobs.c.problem.is_(None)).limit(1)
 
 Move = Literal["switch", "crash", "freeze", "thaw", "error", "tick", "edit", "stop", "join", "lose"]
+
+
+_Candidate = tuple[str, Callable[[], None]]
+_MOST_NODES = 3
 
 
 class Violation(AssertionError):
@@ -163,7 +167,7 @@ class Node:
         self.dispatcher = scheduler._dispatcher
         for lane in self.dispatcher._lanes.values():
             lane.submit, lane.stop = self.submit, world.ask_to_stop
-        self.dispatcher._complain = self._check_outage  # type: ignore[method-assign]
+        self.dispatcher._complain = self._check_outage  # type: ignore[method-assign,assignment]
         self.looked_at = -1
         self.actors = [Actor(f"{name}.loop", name), Actor(f"{name}.dispatcher", name)]
         self.world.stepper.spawn(self.actors[0], self.loop)
@@ -176,6 +180,10 @@ class Node:
     @property
     def is_up(self) -> bool:
         return self.alive and not self.frozen
+
+    @property
+    def is_stopping(self) -> bool:
+        return len(self.actors) > 2
 
     # What the scheduler's own threads would do
 
@@ -249,7 +257,7 @@ class Node:
         self.world.stepper.point("join", ready=lambda: self.actors[0].state == "done")
         try:
             with scheduler._write() as connection:
-                now = overrides.database_now_us(connection)
+                now = self.world.clock.us
                 release(connection, me=self.node_id, now=now)
                 scheduler._beat(connection, now, "stopped")
         except self.world.store.outages:
@@ -342,7 +350,7 @@ class World:
         ledger = Ledger(self.store.engine)
         for model in self.scenario.jobs:
             ledger.add_job(model.new, by="model")
-            self.timeline.set(model.new.id, model.new.trigger, now=self.clock.us, at=self.clock.us)
+            self.timeline.set_trigger(model.new.id, model.new.trigger, now=self.clock.us, at=self.clock.us)
         self.clock.us += self.scenario.begins_s * 1_000_000
         for number in range(self.scenario.nodes):
             self._join(f"n{number + 1}")
@@ -441,53 +449,46 @@ class World:
             self._note(f"*** {deviation.move}: {what}")
             act()
 
-    def _candidates(self, move: Move) -> list[tuple[str, Callable[[], None]]]:
-        up = [node for node in self.nodes if node.is_up]
+    def _candidates(self, move: Move) -> list[_Candidate]:
+        """What the move can be made with now: its name, and how. What the history stands at comes first."""
+        if move == "tick":
+            return [("1 s", self._tick)]
+        if move == "edit":
+            free = all(actor.state == "done" for actor in self.editors)
+            return [(edit[0], partial(self._edit, edit)) for edit in self.scenario.edits if free]
+        if move == "join":
+            few = sum(node.alive for node in self.nodes) < _MOST_NODES
+            return [("a new node", partial(self._join, f"n{len(self.nodes) + 1}"))] if few else []
+        if move == "lose":
+            at_work = (one for one in self.executions if one.node.is_up)
+            return [(_name(one.ticket), partial(self._end_task, one, "lost")) for one in at_work]
+        if move in ("switch", "error"):
+            return self._candidate_actors(move)
+        return self._candidate_nodes(move)
+
+    def _candidate_actors(self, move: Move) -> list[_Candidate]:
         current = self._current
-        if current is not None:  # the node at whose step the history stands comes first
+        if move == "switch":
+            others = (actor for actor in self._actors() if actor is not current and self._can_run(actor))
+            return [(actor.name, partial(self._step, actor)) for actor in others]
+        actors = sorted(self._actors(), key=lambda actor: actor is not current)
+        return [
+            (f"{actor.name}: {actor.label}", partial(self._resume, actor, "error"))
+            for actor in actors
+            if actor.state == "parked" and actor.meets_store and ((node := self._node_of(actor)) is None or node.is_up)
+        ]
+
+    def _candidate_nodes(self, move: Move) -> list[_Candidate]:
+        if move == "thaw":
+            frozen = (node for node in self.nodes if node.alive and node.frozen)
+            return [(node.name, partial(self._thaw, node)) for node in frozen]
+        up = [node for node in self.nodes if node.is_up]
+        if (current := self._current) is not None:
             up.sort(key=lambda node: node.name != current.node)
-        match move:
-            case "switch":
-                return [
-                    (actor.name, lambda actor=actor: self._step(actor))  # type: ignore[misc]
-                    for actor in self._actors()
-                    if actor is not current and self._can_run(actor)
-                ]
-            case "crash":
-                return [(node.name, lambda node=node: self._crash(node)) for node in up]  # type: ignore[misc]
-            case "freeze":
-                return [(node.name, lambda node=node: self._freeze(node)) for node in up]  # type: ignore[misc]
-            case "thaw":
-                frozen = [node for node in self.nodes if node.alive and node.frozen]
-                return [(node.name, lambda node=node: self._thaw(node)) for node in frozen]  # type: ignore[misc]
-            case "error":
-                actors = sorted(self._actors(), key=lambda actor: actor is not current)
-                return [
-                    (f"{actor.name}: {actor.label}", lambda actor=actor: self._resume(actor, "error"))  # type: ignore[misc]
-                    for actor in actors
-                    if actor.state == "parked"
-                    and actor.label not in ("look", "dispatch", "drain", "join")
-                    and not actor.label.startswith("waits")
-                    and ((node := self._node_of(actor)) is None or node.is_up)
-                ]
-            case "tick":
-                return [("1 s", self._tick)]
-            case "edit":
-                if any(actor.state != "done" for actor in self.editors):
-                    return []
-                return [(edit[0], lambda edit=edit: self._edit(edit)) for edit in self.scenario.edits]  # type: ignore[misc]
-            case "stop":
-                return [(node.name, lambda node=node: self._stop(node)) for node in up if len(node.actors) == 2]  # type: ignore[misc]
-            case "join":
-                if len([node for node in self.nodes if node.alive]) >= 3:
-                    return []
-                return [("a new node", lambda: self._join(f"n{len(self.nodes) + 1}"))]
-            case "lose":
-                return [
-                    (f"the process of {one.ticket.run_id}", lambda one=one: self._end_task(one, "lost"))  # type: ignore[misc]
-                    for one in self.executions
-                    if one.node.is_up
-                ]
+        if move == "stop":
+            return [(node.name, partial(self._stop, node)) for node in up if not node.is_stopping]
+        act = self._crash if move == "crash" else self._freeze
+        return [(node.name, partial(act, node)) for node in up]
 
     def _crash(self, node: Node) -> None:
         for actor in node.actors:
@@ -743,8 +744,8 @@ def _may_run_again(row: dict[str, Any]) -> bool:
     if row["cancel_requested_at"] is not None:
         return False
     if row["outcome"] == "lost":
-        return bool(row["retry_on_loss"]) and row["attempt"] < max(2, row["max_attempts"])
-    return row["outcome"] == "failed" and row["attempt"] < row["max_attempts"]
+        return bool(row["retry_on_loss"] and row["attempt"] < max(2, row["max_attempts"]))
+    return bool(row["outcome"] == "failed" and row["attempt"] < row["max_attempts"])
 
 
 def _fire(ticket: Ticket) -> tuple[str, str, int, int]:
