@@ -37,7 +37,7 @@ CALM = (4.0, 10.0)
 
 @pytest.fixture
 def soaked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    scale = {"scheduler": SCHEDULERS, "web": 1}
+    scale = {"scheduler": SCHEDULERS, "web": 1, "worker": 0}
     with running_stack(tmp_path_factory, shape="ha", scale=scale) as stack:
         yield stack
 
