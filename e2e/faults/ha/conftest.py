@@ -16,7 +16,7 @@ from e2e.harness.stack import Stack, running_stack
 def ha_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack that the faults share. Leave it as you found it: two schedulers, healthy."""
     build_tools()
-    with running_stack(tmp_path_factory, shape="ha", scale={"scheduler": 2, "web": 1, "worker": 0}) as shared:
+    with running_stack(tmp_path_factory, shape="ha", scale={"scheduler": 2, "web": 1}) as shared:
         yield shared
 
 
