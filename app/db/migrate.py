@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, MetaData, inspect, text
 
 from app.db.engines import read_transaction, write_transaction
 from app.db.metadata import app_metadata, jobstore_metadata
 
 Store = Literal["jobstore", "app"]
 
-METADATA = {"jobstore": jobstore_metadata, "app": app_metadata}
+METADATA: dict[Store, MetaData] = {"jobstore": jobstore_metadata, "app": app_metadata}
 HEADS: dict[Store, str] = {"jobstore": "0002", "app": "0001"}
 """The newest revision in `migrations/<store>`: known here so that a start need not load Alembic."""
 

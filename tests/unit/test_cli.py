@@ -113,6 +113,7 @@ def test_waiting_says_what_is_missing(run: Any, app: Flask) -> None:
         ("jobs", "export", "--reason", "../up"),
         ("jobs", "carry-history", "nope"),
         ("jobs", "history", "nope"),
+        ("jobs", "move-to-postgres"),
     ],
 )
 def test_bad_input_is_one_line_and_a_failure(run: Any, defaults: list[str], arguments: tuple[str, ...]) -> None:
@@ -131,6 +132,7 @@ def test_bad_input_is_one_line_and_a_failure(run: Any, defaults: list[str], argu
         ("jobs", "list", "--surplus"),
         ("jobs", "apply-export"),
         ("db", "check", "--store", "other"),
+        ("jobs", "move-to-postgres", "surplus"),
     ],
 )
 def test_wrong_usage_is_refused(run: Any, defaults: list[str], arguments: tuple[str, ...]) -> None:
