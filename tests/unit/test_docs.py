@@ -16,7 +16,7 @@ from app.cli import db, jobs
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "runbooks/*.md")
+    for pattern in ("*.md", "docs/*.md", "runbooks/*.md", "e2e/faults/*.md")
     for path in ROOT.glob(pattern)
 )
 RUNBOOKS = [page for page in PAGES if page.startswith("runbooks/")]
