@@ -19,6 +19,8 @@ FOLLOWED_ELSEWHERE = {"runbooks/move-to-postgres.md": "e2e/test_move_script.py"}
 #: Too much for a shared stack: commands that a test of their own runs.
 ELSEWHERE = {
     "./scripts/up.sh --install-engine": "e2e/test_up_script.py",
+    "./scripts/up.sh --shape ha": "e2e/test_shapes.py",
+    "docker compose up --detach --scale scheduler=3 --scale web=3 --scale worker=3": "e2e/test_shapes.py",
     "./scripts/test.sh": "whoever reads this result",
     "./scripts/reset_jobstore.sh --yes": "e2e/test_backup_reset.py",
 }

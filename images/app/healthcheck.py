@@ -1,6 +1,6 @@
 """Exit 0 when this container does its work; else say why not and exit 1.
 
-    healthcheck.py             the one container: web and scheduler through its nginx, so that a broken route is seen too
+    healthcheck.py             the one container: web and scheduler through its nginx, so that a broken route is seen
     healthcheck.py PORT PATH   a process of this container, asked directly
 
 Plain sockets: this runs every few seconds, and an HTTP library would triple its cost.
