@@ -71,6 +71,12 @@ class Watch:
         assert self.measurement.next_fire_late is not None, "no fire ran after the fault"
         return self.measurement.next_fire_late
 
+    @property
+    def recovery(self) -> float:
+        assert self.measurement is not None
+        assert self.measurement.recovery is not None, "no fire ran after the fault"
+        return self.measurement.recovery
+
     def check(self) -> None:
         """At most one start a fire, every fire on record with an outcome, none absent."""
         assert self.verdict.clean, self.verdict

@@ -56,9 +56,7 @@ def test_docker_stop_drains_what_it_can_and_calls_the_rest_lost(one_stack: Stack
             for job_id in RUNS
         }
     watch.check()
-    assert watch.measurement is not None
-    assert watch.measurement.recovery is not None
-    assert watch.measurement.recovery <= LIMIT_S, watch.measurement
+    assert watch.recovery <= LIMIT_S, watch.measurement
     print(f"stopped in {took:.1f} s")
     assert took <= DRAIN_S + STOP_S
     assert ended == {"stopped-short": ["success"], "stopped-long": ["lost"]}
