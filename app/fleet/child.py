@@ -1,7 +1,6 @@
 """What a child process of a worker does: opens the ledger's door to the run of a message, runs the task, records its
 end. All of it without the parent, whose loop stands still while the broker is away."""
 
-import gc
 import logging
 import os
 import time
@@ -52,7 +51,6 @@ class Worker:
             engine.dispose(close=False)  # its connections are the parent's
         self._engine = create_engine_for(self.jobstore_url, busy_timeout_s=LOOP_BUSY_TIMEOUT_S)
         prepare_process(os.getppid())
-        gc.freeze()  # the collector's marks would copy what is shared with the parent
 
     def work_on(self, run_id: str, owner: str, epoch: int) -> None:
         """Does what a message says, if the ledger agrees. Never raises: the message is done with in any case."""

@@ -4,6 +4,7 @@ Celery brings the messages and keeps the children; what a message means is `chil
 `supervisor`'s.
 """
 
+import gc
 import logging
 import signal
 import sys
@@ -164,6 +165,9 @@ def _consume(celery: Celery, worker: Worker, supervisor: Supervisor, settings: S
     processes_logger.setLevel(logging.WARNING)
     processes_logger.propagate = True
     logger.info("worker %s: %d processes", settings.node_name, settings.worker_concurrency)
+    # The collector's marks would copy what the children share with this process.
+    gc.collect()
+    gc.freeze()
     consumer.start()
     return int(consumer.exitcode or 0)
 

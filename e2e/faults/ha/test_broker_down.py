@@ -30,7 +30,8 @@ def fleet_probes(ha_stack: Stack) -> Iterator[Probes]:
 def test_every_claimed_run_starts_once(ha_stack: Stack, fleet_probes: Probes, how: str) -> None:
     broker = ha_stack.container(BROKER_SERVICE)
     shown = how if how == "docker restart" else f"{how}, away for 5 s"
-    with fleet_probes.watch("broker", f"{shown}, under two workers", outage=True, limit="outage + 5 s") as watch:
+    fault = "broker restarted" if how == "docker restart" else "broker killed"
+    with fleet_probes.watch(fault, f"{shown}, under two workers", outage=True, limit="outage + 5 s") as watch:
         ends = run_on_fleet(ha_stack, "oracle_sleep", kwargs={"seconds": 6})
         ends.begun()
         watch.strike()
