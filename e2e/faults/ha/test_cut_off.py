@@ -75,3 +75,34 @@ def test_slow_lossy_network_misses_nothing(
         watch.heal()
     watch.check()
     assert watch.verdict.outcomes["missed"] == 0, watch.verdict
+
+
+@pytest.mark.faults_long
+@pytest.mark.timeout(400)
+def test_all_schedulers_behind_a_slow_lossy_network_miss_nothing(
+    ha_stack: Stack, probes: Probes, schedulers: list[Container]
+) -> None:
+    """Nobody with a good way to the database helps: two more schedulers on the bad one, the other two are stopped."""
+    how = "500 ms and 10 % loss, 60 s, all schedulers"
+    with (
+        detour_to_database(ha_stack, delay_s=0.25) as detour,
+        probes.watch("slow, lossy network to the database", how, limit="0 missed") as watch,
+        extra_scheduler(ha_stack, {"JOBSTORE_URL": detour.url, "DATABASE_URL": detour.url}) as one,
+        extra_scheduler(ha_stack, {"JOBSTORE_URL": detour.url, "DATABASE_URL": detour.url}) as other,
+    ):
+        for container in schedulers:
+            container.stop(timeout=60)
+        try:
+            with detour.bad(), packets_dropped(one, share=0.1), packets_dropped(other, share=0.1):
+                watch.strike()
+                let_pass(60)
+            watch.heal()
+        finally:
+            for container in schedulers:
+                container.start()
+        for container in schedulers:
+            wait_until_node(ha_stack, container)
+    watch.check()
+    assert watch.verdict.outcomes["missed"] == 0, watch.verdict
+    slow_starts = [start for start in watch.starts if start.node in {node_of(one), node_of(other)}]
+    assert slow_starts, "the slow schedulers started nothing"
