@@ -1,7 +1,8 @@
 """Alerts and dead-man pings: what the ledger wrote into the outbox is sent, at least once.
 
-`outbox` takes rows and settles them, `letters` makes a request of a row, `post` sends it and judges the answer,
-`sender` is the thread that does so, `life_sign` the scheduler's own ping. Nothing here is imported by the ledger.
+`outbox` takes rows and settles them, `letters` makes a request of a row, `post` sends it and judges the answer, with
+`patience` for slow ones, `sender` is the thread that does so, `life_sign` the scheduler's own ping. The ledger imports
+nothing of it.
 """
 
 from app.alerts.delivery import Delivery

@@ -19,6 +19,8 @@ from app.web_address import origin_of
 USER_AGENT = f"WhaleFall-Scheduler/{VERSION}"
 CONNECT_S = 5.0
 ANSWER_S = 10.0
+LONGEST_S = 20.0
+"""All together, for a receiver that sends its answer byte by byte: each of them would begin ANSWER_S anew."""
 LONGEST_RETRY_AFTER_S = 3600.0
 
 _NOT_NOW = frozenset({408, 425, 429})
@@ -41,26 +43,29 @@ def send(letter: Letter) -> Answer:
     what a receiver or a network does."""
     import requests  # noqa: PLC0415 - see above
 
+    from app.alerts.patience import bounded_session  # noqa: PLC0415 - it imports requests
+
     headers = {"User-Agent": USER_AGENT, "Content-Type": letter.content_type}
-    try:
-        # Of the answer only the head is read: its body may be endless.
-        with requests.post(
-            letter.url,
-            data=letter.body,
-            headers=headers,
-            timeout=(CONNECT_S, ANSWER_S),
-            allow_redirects=False,
-            stream=True,
-        ) as response:
-            return judge(response.status_code, response.reason, response.headers.get("Retry-After"))
-    except requests.ConnectTimeout:
-        return Answer("no answer", f"no connection within {CONNECT_S:g} s")
-    except requests.Timeout:
-        return Answer("no answer", f"no answer within {ANSWER_S:g} s")
-    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError):
-        return Answer("refused", "the address cannot be used")
-    except (requests.RequestException, OSError) as error:
-        return Answer("no answer", _cause(error))
+    with bounded_session(LONGEST_S) as (session, is_over):
+        try:
+            # Of the answer only the head is read: its body may be endless.
+            with session.post(
+                letter.url,
+                data=letter.body,
+                headers=headers,
+                timeout=(CONNECT_S, ANSWER_S),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                return judge(response.status_code, response.reason, response.headers.get("Retry-After"))
+        except requests.ConnectTimeout:
+            return Answer("no answer", f"no connection within {CONNECT_S:g} s")
+        except requests.Timeout:
+            return Answer("no answer", f"no answer within {ANSWER_S:g} s")
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError):
+            return Answer("refused", "the address cannot be used")
+        except (requests.RequestException, OSError) as error:
+            return Answer("no answer", f"no whole answer within {LONGEST_S:g} s" if is_over() else _cause(error))
 
 
 def judge(status: int, reason: str | None, retry_after: str | None) -> Answer:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -102,39 +106,76 @@ def test_a_receiver_that_never_answers(receiver: Receiver, monkeypatch: pytest.M
     assert send(letter(receiver.url("/sesame"))) == Answer("no answer", "no answer within 0.2 s")
 
 
-def test_a_receiver_that_hangs_up_or_babbles() -> None:
-    for said in (b"", b"\x00\xff nonsense\r\n\r\n"):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            import threading
+@contextmanager
+def raw_server(serve: Callable[[socket.socket], object]) -> Iterator[int]:
+    """The port of a server that hands its first connection to `serve`, once the request's first bytes are there."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
 
-            def serve(server: socket.socket = server, said: bytes = said) -> None:
-                connection, _ = server.accept()
-                with connection:
-                    connection.recv(65536)
-                    connection.sendall(said)
+        def accept() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                serve(connection)
 
-            thread = threading.Thread(target=serve)
-            thread.start()
-            answer = send(letter(f"http://127.0.0.1:{server.getsockname()[1]}/sesame"))
-            thread.join()
+        server.settimeout(10)
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("said", [b"", b"\x00\xff nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Le"])
+def test_a_receiver_that_hangs_up_or_babbles(said: bytes) -> None:
+    with raw_server(lambda connection: connection.sendall(said)) as port:
+        answer = send(letter(f"http://127.0.0.1:{port}/sesame"))
+    if said.startswith(b"HTTP"):
+        assert answer.verdict == "delivered", "it said so, and the rest does not matter"
+    else:
         assert answer.verdict == "no answer"
         assert answer.error
         assert "sesame" not in answer.error
 
 
-def test_a_bad_certificate_is_no_answer(tmp_path: object) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        import threading
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        answer = send(letter(f"https://127.0.0.1:{server.getsockname()[1]}/sesame"))
-        thread.join()
+def test_a_bad_certificate_is_no_answer() -> None:
+    with raw_server(lambda connection: connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")) as port:
+        answer = send(letter(f"https://127.0.0.1:{port}/sesame"))
     assert answer.verdict == "no answer"
     assert "SSL" in answer.error
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (b"HTTP/1.1 200 O", Answer("no answer", "no whole answer within 1.5 s")),
+        (b"HTTP/1.1 200 OK\r\nX-Filler: ", Answer("delivered")),
+        (b"HTTP/1.1 500 No\r\nX-Filler: ", Answer("not now", "500 No")),
+    ],
+)
+def test_an_answer_that_comes_byte_by_byte_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, said: bytes, expected: Answer
+) -> None:
+    monkeypatch.setattr(post, "ANSWER_S", 1.0)
+    monkeypatch.setattr(post, "LONGEST_S", 1.5)
+
+    def dribble(connection: socket.socket) -> None:
+        pause = threading.Event()
+        connection.sendall(said)
+        for byte in b"x" * 100:
+            connection.sendall(bytes([byte]))
+            pause.wait(0.1)
+
+    with raw_server(dribble) as port:
+        began = time.monotonic()
+        assert send(letter(f"http://127.0.0.1:{port}/sesame")) == expected
+        assert time.monotonic() - began < 5
+
+
+def test_a_body_without_an_end_is_not_read() -> None:
+    def pour(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:  # until the other side hangs up
+            connection.sendall(b"x" * 65536)
+
+    with raw_server(pour) as port:
+        assert send(letter(f"http://127.0.0.1:{port}/sesame")) == Answer("delivered")
