@@ -334,17 +334,18 @@ class Dispatcher:
                 alerts=self._alerts,
                 now=now,
             )
-            started_before = record_missed(connection, late, owner=self._node_id, now=now, alerts=self._alerts)
+            too_late = record_missed(connection, late, owner=self._node_id, now=now, alerts=self._alerts)
             again = record_finishes(
                 connection, batch.ends, owner=self._node_id, now=now, node=self._node_name, alerts=self._alerts
             )
             _reach(batch, "written")
         _reach(batch, "committed")
         self.lateness_ms.extend((now - ticket.scheduled_for) / 1000 for ticket in timely if ticket.attempt == 1)
-        self.outcomes["missed"] += len(late) - len(started_before)
-        if again or len(opened) < len(timely):  # next attempts; and a shut door may have a newer epoch's key
+        self.outcomes["missed"] += len(too_late.missed)
+        settled = len(opened) + len(too_late.started) + len(too_late.missed) + len(postponed)
+        if again or settled < len(batch.starts):  # next attempts; and a shut door may have a newer epoch's key
             self._adopt()
-        return _Recorded({*opened, *started_before} if started_before else opened, postponed)
+        return _Recorded({*opened, *too_late.started}, postponed)
 
     def _hand_over(self, batch: _Batch, recorded: _Recorded) -> None:
         opened = recorded.opened

@@ -6,7 +6,7 @@ Many starts and ends share one commit, because a commit waits for the disk and a
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Text, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -102,17 +102,21 @@ def record_starts(
     )
     if result.rowcount == len(tickets):
         return {ticket.run_id for ticket in tickets}
-    return _on_record_as_started(connection, tickets, owner)
+    return _on_record(connection, tickets, owner, "running")
+
+
+class Late(NamedTuple):
+    """What became of runs that came too late, by run id. `started`: their start is on record after all, by an earlier
+    commit of unknown fate, and the caller starts them, as nobody else will. Neither: somebody else's by now."""
+
+    started: Collection[str]
+    missed: Collection[str]
 
 
 def record_missed(
     connection: Connection, tickets: Sequence[Ticket], *, owner: str, now: int, alerts: bool = False
-) -> Collection[str]:
-    """Records claimed runs that could not be started within their grace time; `alerts`: and announces them.
-
-    Gives the run ids of those whose start is on record after all, by an earlier commit of unknown fate: the caller
-    starts them, as nobody else will.
-    """
+) -> Late:
+    """Records claimed runs that could not be started within their grace time; `alerts`: and announces them."""
     rows = [
         {
             "b_run_id": ticket.run_id,
@@ -124,13 +128,13 @@ def record_missed(
         for ticket in tickets
     ]
     if not rows:
-        return ()
-    started: Collection[str] = ()
+        return Late((), ())
+    late = Late((), {ticket.run_id for ticket in tickets})
     if connection.execute(_MISS, rows).rowcount != len(rows):
-        started = _on_record_as_started(connection, tickets, owner)
-    missed = (ticket for ticket in tickets if ticket.run_id not in started)
+        late = Late(*(_on_record(connection, tickets, owner, outcome) for outcome in ("running", "missed")))
+    missed = (ticket for ticket in tickets if ticket.run_id in late.missed)
     announce(connection, [ticket_event("missed", t, reason=_late_reason(t)) for t in missed], alerts=alerts, now=now)
-    return started
+    return late
 
 
 def _late_reason(ticket: Ticket) -> str:
@@ -183,10 +187,11 @@ def cancellations(connection: Connection, *, owner: str) -> set[str]:
     return set(connection.execute(query).scalars())
 
 
-def _on_record_as_started(connection: Connection, tickets: Iterable[Ticket], owner: str) -> Collection[str]:
+def _on_record(connection: Connection, tickets: Iterable[Ticket], owner: str, outcome: Outcome) -> Collection[str]:
+    """The run ids of those tickets whose run is `owner`'s, at the ticket's epoch, with that outcome."""
     epochs = {ticket.run_id: ticket.epoch for ticket in tickets}
     query = select(runs.c.run_id, runs.c.epoch).where(
-        runs.c.run_id.in_(epochs), runs.c.owner == owner, runs.c.outcome == "running"
+        runs.c.run_id.in_(epochs), runs.c.owner == owner, runs.c.outcome == outcome
     )
     return {run_id for run_id, epoch in connection.execute(query) if epochs[run_id] == epoch}
 

@@ -9,11 +9,12 @@ proves it dead.
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, select, update
 
-from app.db.jobstore_tables import IS_ACTIVE, Row, runs
+from app.db.clock import to_us
+from app.db.jobstore_tables import IS_ACTIVE, Row, nodes, runs
 from app.ledger.claim import insert_runs
 from app.ledger.nodes import LIVING, Node, is_proof_of_death, list_nodes, mark_dead
 from app.ledger.outbox import announce, lost_events
@@ -79,6 +80,8 @@ class Suspects:
     silent: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
     dead: list[Node] = field(default_factory=list)
+    beats: dict[str, int] = field(default_factory=dict)
+    """The heartbeats that the silent ones were seen with: one that has beaten since is no suspect any more."""
     peers: list[Node] = field(default_factory=list)
     """The other schedulers that answer: not suspects, but who is left to share the work with."""
 
@@ -109,6 +112,8 @@ def find_suspects(connection: Connection, *, me: str, silence: Silence, lost_aft
             suspects.gone.add(owner)
         if owner in suspects.gone or silent_s[owner] >= PENDING_AFTER_S:
             suspects.silent.add(owner)
+        if node is not None and node.state in LIVING and owner not in dead:
+            suspects.beats[owner] = to_us(node.heartbeat_at)
     return suspects
 
 
@@ -119,6 +124,7 @@ def recover(connection: Connection, *, me: str, suspects: Suspects, now: int, al
     runs are announced.
     """
     found = Recovered()
+    suspects = _still_suspect(connection, suspects)
     if suspects.silent:
         _take_over(connection, me=me, owners=suspects.silent)
     if suspects.dead:
@@ -133,6 +139,15 @@ def recover(connection: Connection, *, me: str, suspects: Suspects, now: int, al
         announce(connection, lost_events(lost, reason=reason), alerts=alerts, now=now)
     found.tickets = own_pending(connection, me=me)
     return found
+
+
+def _still_suspect(connection: Connection, suspects: Suspects) -> Suspects:
+    """Without the nodes that have beaten since they were looked at: this process may have been away in between."""
+    if not suspects.beats:
+        return suspects
+    query = select(nodes.c.node_id, nodes.c.heartbeat_at).where(nodes.c.node_id.in_(suspects.beats))
+    back = {node_id for node_id, heartbeat_at in connection.execute(query) if heartbeat_at != suspects.beats[node_id]}
+    return replace(suspects, silent=suspects.silent - back, gone=suspects.gone - back)
 
 
 def own_pending(connection: Connection, *, me: str) -> list[Ticket]:

@@ -144,6 +144,6 @@ def test_an_end_is_recorded_whatever_characters_it_brings(store: Store, ticket: 
 def test_a_run_that_is_on_record_as_started_is_not_missed(store: Store, ticket: Ticket) -> None:
     start(store, ticket)
     with write_transaction(store.engine) as connection:
-        assert record_missed(connection, [ticket], owner="n1", now=T1) == {ticket.run_id}
-        assert record_missed(connection, [replace(ticket, epoch=2)], owner="n1", now=T1) == set()
+        assert record_missed(connection, [ticket], owner="n1", now=T1).started == {ticket.run_id}
+        assert record_missed(connection, [replace(ticket, epoch=2)], owner="n1", now=T1) == (set(), set())
     assert store.runs()[0]["outcome"] == "running"
