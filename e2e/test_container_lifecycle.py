@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 from e2e.harness.client import SCHEDULER
+from e2e.harness.overlay import overlaid_stack
 from e2e.harness.stack import SERVICE, Stack
 from e2e.harness.waiting import wait_until
 
@@ -27,20 +26,6 @@ def state(stack: Stack) -> dict[str, Any]:
 
 def log_of(stack: Stack) -> str:
     return str(stack.container().logs().decode(errors="replace"))
-
-
-@contextmanager
-def overlaid_stack(folder: Path, name: str, overlay: str, **environment: str) -> Iterator[Stack]:
-    """A stack with one more compose file laid over; not waited for, because it may never be ready."""
-    stack = Stack(f"whalefall-e2e-{os.getpid()}-{name}", folder / "stack", environment)
-    file = folder / "overlay.yml"
-    file.write_text(overlay)
-    Stack.alive.append(stack)
-    try:
-        stack.compose("--file", str(file), "up", "--detach", "--no-build")
-        yield stack
-    finally:
-        stack.remove()
 
 
 BROKEN_PROGRAM = """
@@ -61,7 +46,7 @@ def test_program_that_cannot_start_ends_the_container(tmp_path: Path, name: str)
     program.write_text(f"[program:{name}]\ncommand=/bin/false\nstartsecs=1\nstartretries=1\n")
     program.chmod(0o644)
     overlay = BROKEN_PROGRAM.format(restart='"no"', program=program, name=name)
-    with overlaid_stack(tmp_path, f"fatal-{name.replace('_', '-')}", overlay) as stack:
+    with overlaid_stack(tmp_path, f"fatal-{name.replace('_', '-')}", overlay, may_never_be_ready=True) as stack:
         wait_until("the container's end", lambda: state(stack)["State"], lambda s: s["Status"] == "exited", within=60)
         assert state(stack)["State"]["ExitCode"] == 1
         assert f"{name} cannot be started" in log_of(stack)
@@ -72,7 +57,7 @@ def test_restart_policy_acts_on_a_program_that_cannot_start(tmp_path: Path) -> N
     program.write_text("[program:whalefall_scheduler]\ncommand=/bin/false\nstartsecs=1\nstartretries=1\n")
     program.chmod(0o644)
     overlay = BROKEN_PROGRAM.format(restart="unless-stopped", program=program, name="whalefall_scheduler")
-    with overlaid_stack(tmp_path, "restarted", overlay) as stack:
+    with overlaid_stack(tmp_path, "restarted", overlay, may_never_be_ready=True) as stack:
         wait_until("a restart", lambda: state(stack)["RestartCount"], lambda count: count >= 1, within=60)
         # Mended while it restarts: in place, because the mount holds on to the file itself.
         mended = (Path(__file__).parents[1] / "supervisor/programs/whalefall_scheduler.conf").read_text()
@@ -82,7 +67,8 @@ def test_restart_policy_acts_on_a_program_that_cannot_start(tmp_path: Path) -> N
 
 def test_app_that_cannot_be_loaded_ends_the_container_and_says_why(tmp_path: Path) -> None:
     overlay = 'services:\n  whalefall:\n    restart: "no"\n'
-    with overlaid_stack(tmp_path, "bad-setting", overlay, SCHEDULER_TIMEZONE="Mars/Olympus") as stack:
+    bad = {"SCHEDULER_TIMEZONE": "Mars/Olympus"}
+    with overlaid_stack(tmp_path, "bad-setting", overlay, bad, may_never_be_ready=True) as stack:
         wait_until("the container's end", lambda: state(stack)["State"], lambda s: s["Status"] == "exited", within=90)
         assert state(stack)["State"]["ExitCode"] == 1
         assert "SCHEDULER_TIMEZONE is 'Mars/Olympus'" in log_of(stack)
@@ -98,7 +84,8 @@ def test_app_that_cannot_be_loaded_ends_the_container_and_says_why(tmp_path: Pat
 )
 def test_bad_setting_is_told_in_one_line(tmp_path: Path, variable: str, value: str, said: str) -> None:
     overlay = 'services:\n  whalefall:\n    restart: "no"\n'
-    with overlaid_stack(tmp_path, f"bad-{variable.lower().replace('_', '-')}", overlay, **{variable: value}) as stack:
+    name = f"bad-{variable.lower().replace('_', '-')}"
+    with overlaid_stack(tmp_path, name, overlay, {variable: value}, may_never_be_ready=True) as stack:
         wait_until("the container's end", lambda: state(stack)["State"], lambda s: s["Status"] == "exited", within=90)
         assert state(stack)["State"]["ExitCode"] == 1
         assert said in log_of(stack)

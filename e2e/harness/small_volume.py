@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import pytest
+from pathlib import Path
 
 from e2e.harness.overlay import overlaid_stack
 from e2e.harness.sqlite_lock import APP_DATABASE, JOB_STORE
@@ -50,9 +49,9 @@ fill()
 
 
 @contextmanager
-def small_stack(factory: pytest.TempPathFactory, *, mib: int, **environment: str) -> Iterator[Stack]:
+def small_stack(folder: Path, *, mib: int, **environment: str) -> Iterator[Stack]:
     """A started stack on a data volume of `mib` MiB."""
-    with overlaid_stack(factory, "small", SMALL_VOLUME.format(mib=mib), environment) as stack:
+    with overlaid_stack(folder, "small", SMALL_VOLUME.format(mib=mib), environment) as stack:
         yield stack
 
 

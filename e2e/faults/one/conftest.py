@@ -40,8 +40,9 @@ def copy_tasks(stack: Stack) -> None:
 @pytest.fixture(scope="package")
 def one_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack that the faults share. Leave it as you found it: healthy, and without your jobs."""
+    folder = tmp_path_factory.mktemp("one")
     settings = {"DRAIN_SECONDS": f"{DRAIN_S}"}
-    with overlaid_stack(tmp_path_factory, "one", OWN_TASKS, settings, prepare=copy_tasks) as shared:
+    with overlaid_stack(folder, "one", OWN_TASKS, settings, prepare=copy_tasks) as shared:
         yield shared
 
 

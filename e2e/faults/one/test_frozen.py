@@ -113,7 +113,7 @@ def test_another_one_goes_on_and_stale_starts_are_refused(one_stack: Stack, prob
     point = "claim.committed"
     with (
         probes.watch("scheduler frozen", how, limit="3 s") as watch,
-        extra_scheduler(one_stack, {"FAIL_POINTS": f"{point}=freeze@1"}) as frozen,
+        extra_scheduler(one_stack, {"FAIL_POINTS": f"{point}=freeze@1"}, is_doomed=True) as frozen,
     ):
         held = freeze_with_claimed_runs(one_stack, frozen, point)
         watch.strike()
@@ -143,7 +143,7 @@ def test_all_goes_on_when_who_froze_with_the_lock_wakes_or_dies(
     with (
         probes.watch("scheduler frozen inside a transaction, SQLite", how, outage=True, limit=limit) as watch,
         # Not each time: awake again, it shall get through the rest of its turn.
-        extra_scheduler(one_stack, {"FAIL_POINTS": f"{point}=freeze@0.2"}) as frozen,
+        extra_scheduler(one_stack, {"FAIL_POINTS": f"{point}=freeze@0.2"}, is_doomed=True) as frozen,
     ):
         wait_until_frozen(frozen, point)
         watch.strike()

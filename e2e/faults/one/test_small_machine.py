@@ -33,7 +33,7 @@ for file in sys.argv[1:]:
 @pytest.fixture(scope="module")
 def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack with 24 MiB of disk and little memory."""
-    with small_stack(tmp_path_factory, mib=24, MEMORY_LIMIT=MEMORY) as stack:
+    with small_stack(tmp_path_factory.mktemp("small"), mib=24, MEMORY_LIMIT=MEMORY) as stack:
         yield stack
 
 
