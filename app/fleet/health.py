@@ -1,6 +1,6 @@
 """The health of a worker: `python -m app.fleet.health` exits 0 while it can take runs and record their ends.
 
-Standard library alone, because it runs every few seconds: the worker writes its signs of life into a file in memory,
+A worker with a NODE_NAME of its own is asked for by it: `python -m app.fleet.health NAME`. Standard library alone, because it runs every few seconds: the worker writes its signs of life into a file in memory,
 as moments of the monotonic clock, which all processes of a machine share.
 """
 
@@ -14,6 +14,8 @@ from pathlib import Path
 SILENT_S = 15.0
 """A sign of life that is older is none."""
 
+FOLDER = Path("/dev/shm")  # noqa: S108 - memory, and there in a read-only container; the user's id is in the name
+
 _MEANING = {
     "turn": "its supervisor does not turn",
     "store": "it does not reach the store (JOBSTORE_URL)",
@@ -23,8 +25,7 @@ _MEANING = {
 
 def signs_file(node_name: str) -> Path:
     """Where the worker of that name leaves its signs of life."""
-    folder = os.environ.get("GUNICORN_WORKER_TMP_DIR") or "/dev/shm"  # noqa: S108 - read-only containers have no other
-    return Path(folder) / f"whalefall-worker-{os.getuid()}-{node_name}.json"
+    return FOLDER / f"whalefall-worker-{os.getuid()}-{node_name}.json"
 
 
 def write_signs(node_name: str, *, turn: float, store: float, loop: float) -> None:
@@ -47,7 +48,7 @@ def problems(node_name: str) -> list[str]:
 
 def main() -> int:
     """Says what is wrong, on standard error; the exit status: 0 where nothing is."""
-    found = problems(os.environ.get("NODE_NAME", "").strip() or socket.gethostname())
+    found = problems(sys.argv[1] if len(sys.argv) > 1 else socket.gethostname())
     for problem in found:
         sys.stderr.write(f"the worker is not well: {problem}\n")
     return 1 if found else 0

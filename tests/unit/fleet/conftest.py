@@ -19,6 +19,7 @@ from app.db.clock import from_us, now_us
 from app.db.engines import create_engine_for, write_transaction
 from app.db.jobstore_tables import runs
 from app.db.migrate import ensure_schema
+from app.fleet import health
 from app.fleet.board import Board
 from app.fleet.child import Worker
 from app.fleet.supervisor import Supervisor
@@ -130,7 +131,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 @pytest.fixture
 def supervisor(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     """A supervisor at work."""
-    monkeypatch.setenv("GUNICORN_WORKER_TMP_DIR", str(tmp_path))
+    monkeypatch.setattr(health, "FOLDER", tmp_path)
     started = Supervisor(
         node_id=WORKER,
         node_name="w1",

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from app.fleet.health import SILENT_S, problems, write_signs
+from app.fleet import health
+from app.fleet.health import SILENT_S, problems, signs_file, write_signs
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GUNICORN_WORKER_TMP_DIR", str(tmp_path))
+    monkeypatch.setattr(health, "FOLDER", tmp_path)
 
 
 def test_a_worker_that_never_began_is_not_well() -> None:
@@ -37,11 +38,13 @@ def test_each_silence_is_named(silent: str, word: str) -> None:
     assert word in problem
 
 
-def test_the_command_needs_no_library_and_tells_by_its_status() -> None:
+def test_the_command_needs_no_library_and_tells_by_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # where it really looks
+    name = f"test-{os.getpid()}"
+
     def check() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-S", "-m", "app.fleet.health"],  # -S: without site-packages
-            env={**os.environ, "NODE_NAME": "w1"},
+            [sys.executable, "-S", "-m", "app.fleet.health", name],  # -S: without site-packages
             capture_output=True,
             text=True,
             check=False,
@@ -50,5 +53,8 @@ def test_the_command_needs_no_library_and_tells_by_its_status() -> None:
     bad = check()
     assert (bad.returncode, bad.stderr) == (1, "the worker is not well: it has given no sign of life yet\n")
     now = time.monotonic()
-    write_signs("w1", turn=now, store=now, loop=now)
-    assert check().returncode == 0
+    write_signs(name, turn=now, store=now, loop=now)
+    try:
+        assert check().returncode == 0
+    finally:
+        signs_file(name).unlink()
