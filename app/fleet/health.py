@@ -1,7 +1,8 @@
 """The health of a worker: `python -m app.fleet.health` exits 0 while it can take runs and record their ends.
 
-A worker with a NODE_NAME of its own is asked for by it: `python -m app.fleet.health NAME`. Standard library alone, because it runs every few seconds: the worker writes its signs of life into a file in memory,
-as moments of the monotonic clock, which all processes of a machine share.
+A worker with a NODE_NAME of its own is asked for by it: `python -m app.fleet.health NAME`. Standard library alone,
+because it runs every few seconds: the worker writes its signs of life into a file in memory, as moments of the
+monotonic clock, which all processes of a machine share.
 """
 
 import json

@@ -8,7 +8,7 @@ import time
 import pytest
 from docker.models.containers import Container
 
-from e2e.harness.faults import kill_and_start, node_of, paused, wait_until_node
+from e2e.harness.faults import DATABASE_SERVICE, kill_and_start, node_of, paused, wait_until_node
 from e2e.harness.fleet import WORKER_SERVICE, FleetRun, run_on_fleet
 from e2e.harness.stack import Stack
 from e2e.harness.waiting import wait_until
@@ -68,6 +68,21 @@ def test_frozen_worker_starts_nothing_stale(ha_stack: Stack) -> None:
     for run in [*runs, *last]:
         assert run.ended()["outcome"] == "success"
         assert len(run.traces()) == 1
+
+
+@pytest.mark.timeout(120)
+def test_the_end_of_a_run_waits_for_the_database(ha_stack: Stack) -> None:
+    run = run_on_fleet(ha_stack, "oracle_sleep", kwargs={"seconds": 3})
+    run.begun()
+    database = ha_stack.container(DATABASE_SERVICE)
+    database.kill()
+    try:
+        wait_until("the task is over", run.traces, lambda traces: traces[-1]["event"] == "end", within=15)
+    finally:
+        database.start()
+    ha_stack.wait_until_ready()
+    row = run.ended(within=30)
+    assert (row["outcome"], row["reason"]) == ("success", None), "never presumed lost"
 
 
 @pytest.mark.timeout(120)
