@@ -116,7 +116,13 @@ class SchedulerJobWriteService:
             raise Forbidden(_N("此任务由默认任务文件定义，不能修改"))
         if job.source == "builtin" and fields:
             raise Forbidden(_N("内置任务只能修改触发器"), context={"fields": sorted(fields), "editable": ["trigger"]})
-        parsed = self._changed_trigger(change, fields.get("misfire_grace_time", job.misfire_grace_time), job.trigger)
+        grace_s = fields.get("misfire_grace_time", job.misfire_grace_time)
+        parsed = self._trigger(change, grace_s, allow_past=True)
+        # A job that is done keeps its trigger, so that its other fields can be changed; a new one that has no fire left
+        # is refused.
+        if job.next_run_time is not None or job.problem is not None or parsed.spec != dict(job.trigger):
+            parsed = self._trigger(change, grace_s)
+            fields["trigger"] = parsed.spec
         if fields.keys() & {"task", "kwargs"}:
             fields["kwargs"] = self._runtime.tasks.check_kwargs(
                 fields.get("task", job.task), fields.get("kwargs", job.kwargs)
@@ -125,7 +131,7 @@ class SchedulerJobWriteService:
         if fields.get("name") == "":
             fields["name"] = job.id
         with store_failures():
-            changed = self._ledger.change_job(job.id, {**fields, "trigger": parsed.spec}, by, if_revision=if_revision)
+            changed = self._ledger.change_job(job.id, fields, by, if_revision=if_revision)
         return SavedJob(changed, parsed.warnings)
 
     def _check_settings(self, fields: Mapping[str, Any], job: Job | None = None) -> None:
@@ -135,12 +141,6 @@ class SchedulerJobWriteService:
             check_time_limits(soft, hard)
         if "executor" in fields:
             check_executor(fields["executor"], self._runtime.settings.celery_broker_url)
-
-    def _changed_trigger(self, change: JobSettings, misfire_grace_s: float, stored: Mapping[str, Any]) -> ParsedTrigger:
-        """The trigger of a change; one that has no fire left is accepted where it is the job's already, so that the
-        job's other fields can be changed."""
-        same = self._trigger(change, misfire_grace_s, allow_past=True)
-        return same if same.spec == dict(stored) else self._trigger(change, misfire_grace_s)
 
     def _trigger(self, given: JobSettings, misfire_grace_s: float, *, allow_past: bool = False) -> ParsedTrigger:
         return parse_trigger(

@@ -173,6 +173,37 @@ def test_active_and_alarming_runs_come_from_their_small_indexes(store: Engine) -
     assert {outcome: count for outcome, (count, _) in queue.items()} == {"pending": 1, "running": 1}
 
 
+def test_attempts_that_wait_on_purpose_are_neither_old_nor_late(store: Engine) -> None:
+    at = NOW - timedelta(minutes=10)
+    add_run(store, "job-01", at, "failed")
+    add_run(store, "job-01", NOW, "success", attempt=2, scheduled_for=to_us(at), not_before=to_us(NOW))
+    soon = NOW + timedelta(minutes=5)
+    add_run(store, "job-01", NOW, "pending", attempt=3, scheduled_for=to_us(at), not_before=to_us(soon))
+    repository = RunsRepository(store)
+    assert repository.lateness(NOW - timedelta(hours=1), limit=10) == [7.0]
+    count, oldest = repository.queue()["pending"]
+    assert (count, oldest) == (1, from_us(to_us(soon)))
+
+
+def test_a_run_comes_with_the_other_attempts_of_its_fire(store: Engine) -> None:
+    moment = to_us(NOW)
+    first, second, third = (
+        add_run(store, "job-01", NOW + timedelta(seconds=n), "failed", attempt=n, scheduled_for=moment)
+        for n in (1, 2, 3)
+    )
+    add_run(store, "job-01", NOW, "failed", attempt=2, scheduled_for=moment + 1)
+    add_run(store, "job-02", NOW, "failed", attempt=2, scheduled_for=moment)
+    add_run(store, "job-01", NOW, "failed", attempt=2, scheduled_for=moment, kind="manual")
+    repository = RunsRepository(store)
+    reading = repository.get(second)
+    assert reading is not None
+    assert [run.run_id for run in reading.other_attempts] == [first, third]
+    assert reading.job_exists
+    run_plan, attempts_plan = plans(store, lambda: repository.get(second))
+    assert "SCAN" not in run_plan + attempts_plan
+    assert repository.get("\0") is None
+
+
 def test_counts_are_of_moments_not_of_rows(store: Engine) -> None:
     add_run(store, "job-01", NOW - timedelta(minutes=1), "missed", count=3600)
     add_run(store, "job-01", NOW - timedelta(minutes=2), "success")

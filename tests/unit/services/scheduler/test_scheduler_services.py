@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from sqlalchemy import update
 
+from app.db.engines import write_transaction
+from app.db.jobstore_tables import jobs
 from app.errors import Forbidden, NotFound, PreconditionFailed, ValidationError
 from app.ledger import NewJob
 from app.runtime import Runtime
@@ -115,6 +118,30 @@ def test_a_new_task_is_checked_with_the_old_kwargs(loaded: Runtime) -> None:
     assert refused.value.field == "kwargs.keep"
     changed = service.upsert({**CRON, "task": "sync_accounts", "kwargs": {}}, job).job
     assert (changed.task, dict(changed.kwargs)) == ("sync_accounts", {})
+
+
+def test_the_settings_of_a_finished_job_can_be_changed(loaded: Runtime) -> None:
+    past = {"type": "date", "run_date": "2001-01-01T00:00:00+00:00", "timezone": "UTC"}
+    loaded.ledger.add_job(NewJob(id="once", task="purge_run_history", trigger=past), "x")
+    with write_transaction(loaded.jobstore) as connection:  # as after its run
+        connection.execute(update(jobs).where(jobs.c.id == "once").values(next_run_time=None))
+    service = SchedulerJobWriteService()
+    same = {"trigger_type": "date", "run_date": "2001-01-01T00:00:00", "timezone": "UTC"}
+    saved = service.upsert({**same, "max_attempts": 3}, service.load("once")).job
+    assert (saved.max_attempts, saved.trigger, saved.next_run_time) == (3, past, None)
+    with pytest.raises(ValidationError) as refused:
+        service.upsert({**same, "run_date": "2001-01-02T00:00:00"}, saved)
+    assert refused.value.field == "run_date"
+
+
+def test_a_job_of_the_fleet_can_be_changed_while_there_is_none(loaded: Runtime) -> None:
+    """Its executor is refused when it is given, not when it stays: the job's trigger must not be locked in."""
+    trigger = {"type": "cron", "hour": "1", "timezone": "UTC"}
+    loaded.ledger.add_job(NewJob(id="far", task="purge_run_history", trigger=trigger, executor="celery"), "x")
+    service = SchedulerJobWriteService()
+    assert service.upsert({**CRON, "priority": 5}, service.load("far")).job.executor == "celery"
+    with pytest.raises(ValidationError, match="CELERY_BROKER_URL"):
+        service.upsert({**CRON, "executor": "celery"}, service.load("far"))
 
 
 def test_an_empty_name_becomes_the_id(loaded: Runtime) -> None:
