@@ -155,7 +155,6 @@ def test_a_bad_certificate_is_no_answer() -> None:
 def test_an_answer_that_comes_byte_by_byte_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, said: bytes, expected: Answer
 ) -> None:
-    monkeypatch.setattr(post, "ANSWER_S", 1.0)
     monkeypatch.setattr(post, "LONGEST_S", 1.5)
 
     def dribble(connection: socket.socket) -> None:

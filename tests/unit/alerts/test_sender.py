@@ -258,7 +258,7 @@ def test_a_stop_begins_nothing_after_its_time_and_hands_back_what_it_had(
 def test_a_stop_does_not_wait_for_a_receiver_that_hangs(
     box: Outbox, receiver: Receiver, start_sender: StartSender
 ) -> None:
-    receiver.reply = Reply(after_s=6)
+    receiver.reply = Reply(after_s=3)
     row_id = box.put_alert()
     sender = start_sender()
     wait_until("a request", lambda: receiver.received, within=10)
