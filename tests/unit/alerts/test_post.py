@@ -147,7 +147,7 @@ def test_a_bad_certificate_is_no_answer() -> None:
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (b"HTTP/1.1 200 O", Answer("no answer", "no whole answer within 1.5 s")),
+        (b"HTTP/1.1 ", Answer("no answer", "no whole answer within 1.5 s")),
         (b"HTTP/1.1 200 OK\r\nX-Filler: ", Answer("delivered")),
         (b"HTTP/1.1 500 No\r\nX-Filler: ", Answer("not now", "500 No")),
     ],
