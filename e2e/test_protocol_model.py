@@ -55,7 +55,7 @@ def test_faults_at_any_statement(search: Callable[..., Search]) -> None:
 
 @pytest.mark.timeout(300)
 def test_faults_in_any_order(search: Callable[..., Search]) -> None:
-    search().at_random((PLAIN, EDITED, RETRIED), 80)
+    search().at_random((PLAIN, EDITED, RETRIED), 50)
 
 
 @pytest.mark.faults_long

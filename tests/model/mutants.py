@@ -23,8 +23,9 @@ from app.ledger import ledger as ledger_module
 from app.ledger import record as record_module
 from app.ledger import recover as recover_module
 from app.ledger.claim import Claimed
+from app.ledger.dispatch import Dispatcher
 from tests.model.histories import Search
-from tests.model.scenarios import ALONE, BACKLOG, EDITED, PLAIN, WAITING
+from tests.model.scenarios import ALONE, BACKLOG, EDITED, LOCK_FILES, LONG, PLAIN, WAITING
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ def _by_faults(search: Search) -> None:
 
 def _by_retries(search: Search) -> None:
     search.sweep((ALONE,))
+
+
+def _by_full_lanes(search: Search) -> None:
+    search.sweep((LOCK_FILES,), ("error",))
+
+
+def _by_stale_views(search: Search) -> None:
+    search.overlap((LONG,))
 
 
 def _by_edits(search: Search) -> None:
@@ -272,6 +281,26 @@ def _unlocked_claims() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _reaper_with_an_old_view() -> Iterator[None]:
+    """What a look found is carried out, however long ago it was."""
+    with patch.object(recover_module, "_still_suspect", lambda _connection, suspects: suspects):
+        yield
+
+
+@contextmanager
+def _gives_away_what_may_have_started() -> Iterator[None]:
+    """A run whose start is of unknown fate is given to another node like one that waits."""
+    real = Dispatcher.give_up
+
+    def give_up(dispatcher: Dispatcher, *args: Any) -> Any:
+        dispatcher._uncertain.clear()
+        return real(dispatcher, *args)
+
+    with patch.object(Dispatcher, "give_up", give_up):
+        yield
+
+
 MUTANTS = (
     Mutant("no unique key on the fires", _as_it_is, _by_edits, "twice", unique_fires=False),
     Mutant("no unique key on the attempts", _as_it_is, _by_retries, "twice", unique_fires=False),
@@ -287,6 +316,8 @@ MUTANTS = (
     Mutant("nobody takes over", _nobody_takes_over, _by_faults, "is pending"),
     Mutant("lost runs are always run again", _lost_runs_always_again, _by_faults, "run again"),
     Mutant("lost after a short silence", _lost_at_once, _by_faults, "was called lost"),
+    Mutant("a reaper that was away does not look again", _reaper_with_an_old_view, _by_stale_views, "was called lost"),
+    Mutant("what may have started is given away", _gives_away_what_may_have_started, _by_full_lanes, "is running"),
     Mutant("edits forget what is due", _edits_forget_what_is_due, _by_edits, "vanished"),
     Mutant("no adoption after a commit of unknown fate", _no_adoption, _by_faults, "is pending"),
     Mutant("instances are counted on one node alone", _no_instances_over_the_cluster, _by_backlogs, "instances"),

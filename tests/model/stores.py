@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from sqlalchemy import Engine, MetaData, UniqueConstraint, delete, event, text
+from sqlalchemy import Engine, MetaData, UniqueConstraint, delete, event
 from sqlalchemy.exc import DBAPIError
 
 from app.db.engines import create_engine_for, write_transaction
@@ -155,11 +155,6 @@ class PostgreSQLStore(Store):
         options = "%20".join(f"-c%20{limit.replace('=', '%3D')}" for limit in limits.split())
         engine = create_engine_for(f"{url}?options={options}")
         super().__init__(engine, Stepper(self._waits), psycopg.OperationalError)
-
-    def clear(self) -> None:
-        names = ", ".join(table.name for table in jobstore_metadata.sorted_tables)
-        with write_transaction(self.engine) as connection:
-            connection.execute(text(f"TRUNCATE {names}"))
 
     def before_statement(self, statement: str, cursor: Any) -> None:
         actor = self.stepper.actor

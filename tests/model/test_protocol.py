@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.histories import Search
+from tests.model.histories import SINGLE, Search
 from tests.model.mutants import MUTANTS, Mutant
-from tests.model.scenarios import ALONE, BACKLOG, EDITED, LOCK_FILES, PLAIN, RETRIED, SCENARIOS, WAITING
+from tests.model.scenarios import ALONE, BACKLOG, EDITED, LOCK_FILES, LONG, PLAIN, RETRIED, SCENARIOS, WAITING
 from tests.model.stores import SQLiteStore
 from tests.model.world import Violation
 
@@ -38,9 +38,12 @@ def search(tmp_path: Path) -> Iterator[Callable[..., Search]]:
 
 @pytest.mark.timeout(120)
 def test_every_fault_at_every_step(search: Callable[..., Search]) -> None:
-    search().sweep((PLAIN, LOCK_FILES))
-    search().sweep((RETRIED,), ("freeze",))
-    search().sweep((ALONE, WAITING), ("error",))
+    made = search()
+    made.sweep((PLAIN,))
+    made.sweep((LOCK_FILES,), ("freeze", "crash"))
+    made.sweep((RETRIED,), ("freeze",), stride=2)
+    made.sweep((ALONE, WAITING), ("error",))
+    made.sweep((PLAIN, WAITING), ("stop", "lose"), stride=3)
 
 
 @pytest.mark.timeout(120)
@@ -54,17 +57,23 @@ def test_a_node_that_wakes_with_an_old_view(search: Callable[..., Search]) -> No
 
 
 @pytest.mark.timeout(120)
+def test_a_reaper_that_froze_between_its_look_and_its_recovery(search: Callable[..., Search]) -> None:
+    search().overlap((LONG,))
+
+
+@pytest.mark.timeout(120)
 def test_faults_in_any_order(search: Callable[..., Search]) -> None:
-    search().at_random(SCENARIOS, 120)
+    search().at_random(SCENARIOS, 100)
 
 
 @pytest.mark.faults_long
 @pytest.mark.timeout(1800)
 def test_many_more_histories(search: Callable[..., Search]) -> None:
     made = search()
-    made.sweep(SCENARIOS)
+    made.sweep(SCENARIOS, (*SINGLE, "stop", "lose", "join"))
     made.chain(SCENARIOS)
     made.edit(SCENARIOS)
+    made.overlap((LONG, PLAIN, RETRIED))
     made.at_random(SCENARIOS, 4000)
 
 
