@@ -12,8 +12,9 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 from flask import Flask
@@ -25,16 +26,19 @@ from app.db.migrate import Store
 from app.default_jobs import DefaultJobsError, load_default_jobs
 from app.errors import DomainError
 from app.i18n import english
-from app.ledger import failpoints
+from app.ledger import EXECUTORS, failpoints
 from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.runtime import Runtime, current_runtime
-from app.services.operations import backups, exports, history, set_aside, store_state
+from app.services.operations import backups, drill, exports, history, set_aside, store_state
+from app.services.operations.drill_verdict import Verdict
 from app.services.operations.failure import OperationFailed
 from app.services.operations.store_files import STORE_NAMES
 from app.services.scheduler.job_views import job_state
 from app.services.scheduler.scheduler_runs_read_service import SchedulerRunsReadService
 from app.services.scheduler.scheduler_status_read_service import SchedulerStatusReadService
 
+NOT_PROVEN = 4
+"""Exit code of `flask jobs drill-verdict` that tells a finding from a failure of the command itself."""
 DAMAGED = 3
 """Exit code of `flask db check` that tells a finding from a failure of the command itself."""
 
@@ -324,6 +328,75 @@ def move_stores(*, jobstore: Path | None, database: Path | None, dry_run: bool, 
         "would be moved" if dry_run else "was moved, and checked, before" if moved.already else "is moved and checked"
     )
     click.echo(f"everything {state}: {moved.sources['jobstore']} to {moved.targets['jobstore']}")
+
+
+@jobs.command("drill-start")
+@click.option("--jobs", "count", type=click.IntRange(1, 500), default=20, show_default=True, help="How many probes.")
+@click.option(
+    "--period",
+    type=click.FloatRange(1, 3600),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two fires of each.",
+)
+@click.option("--executor", type=click.Choice(EXECUTORS), default="default", show_default=True)
+@as_json
+@one_line_errors
+def start_drill(*, count: int, period: float, executor: str, as_json: bool) -> None:
+    """Make the probe jobs of a drill (scripts/prove_once.sh); prints its name."""
+    plan = drill.start_drill(current_runtime(), jobs=count, period=period, executor=executor)
+    if as_json:
+        _print_json({"drill": plan.drill, "jobs": len(plan.first), "begin": min(plan.first.values())})
+    else:
+        click.echo(plan.drill)
+
+
+@jobs.command("drill-stop")
+@click.argument("name")
+@one_line_errors
+def stop_drill(*, name: str) -> None:
+    """Delete the probe jobs of a drill; may be repeated."""
+    drill.stop_drill(current_runtime(), name)
+
+
+@jobs.command("drill-verdict")
+@click.argument("name")
+@click.option("--faults", type=click.File(encoding="utf-8"), help="One line of JSON a fault: kind, target, begin, end.")
+@as_json
+@one_line_errors
+def conclude_drill(*, name: str, faults: TextIO | None, as_json: bool) -> None:
+    """Wait for the end of a stopped drill's runs, compare, write report.html and report.json; exit 4 unless proven."""
+    struck = [json.loads(line) for line in faults] if faults is not None else []
+    verdict, folder = drill.conclude_drill(current_runtime(), name, struck)
+    if as_json:
+        _print_json({"proven": verdict.proven, "folder": str(folder), **asdict(verdict)})
+    else:
+        click.echo(_verdict_text(verdict))
+        click.echo(f"report: {folder}/report.html")
+    if not verdict.proven:
+        sys.exit(NOT_PROVEN)
+
+
+def _verdict_text(verdict: Verdict) -> str:
+    outcomes = ", ".join(f"{outcome} {count}" for outcome, count in verdict.outcomes.items()) or "none"
+    late = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in verdict.lateness.items()) or "-"
+    lines = [
+        f"{'proven' if verdict.proven else 'NOT PROVEN'}: {verdict.due} fires due, {verdict.starts} starts seen",
+        f"doubled {len(verdict.duplicates)}, absent {len(verdict.absent)}, contradictions"
+        f" {len(verdict.contradictions)}, unfinished {verdict.unfinished}",
+        f"outcomes: {outcomes}",
+        f"lateness: {late}",
+    ]
+    for figures in verdict.faults:
+        seconds = "-" if figures.next_fire_late is None else f"{figures.next_fire_late:.2f} s"
+        recovery = "not within the drill" if figures.recovery is None else f"{figures.recovery:.2f} s"
+        fault = figures.fault
+        lines.append(
+            f"{fault.kind} {fault.target}: next fire at most {seconds} late, every job fired again after {recovery}"
+        )
+    for sentence in [*verdict.duplicates, *verdict.absent, *verdict.contradictions][:20]:
+        lines.append(f"  {sentence}")
+    return "\n".join(lines)
 
 
 @jobs.command("wait-defaults")
