@@ -25,7 +25,7 @@ RUNBOOK_HEADINGS = ["Meaning", "Impact", "Diagnosis", "Mitigation", "Verificatio
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 CODE = re.compile(r"`([^`\n]+)`")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TEST = re.compile(r"^((?:tests|e2e)/[\w/]+\.py)::(test_\w+)$")
+TEST = re.compile(r"^((?:tests|e2e)/[\w/]+\.py)::(?:Test\w+::)?(test_\w+)$")
 #: Folders of this repository: a path that begins with one of them, or a file's name with an ending of ours, must exist.
 FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
 #: Written as code, but made at run time or in a volume.
