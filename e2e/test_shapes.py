@@ -99,7 +99,7 @@ def upstreams(shape: Shape, since: float) -> Counter[str]:
     """How many requests nginx passed to each address since then, by its log."""
     (nginx,) = shape.containers("nginx")
     log = nginx.logs(since=int(since)).decode()
-    return Counter(re.findall(r'" 200 \d+ \S+ \S+ ([0-9.]+):500[12] ', log))
+    return Counter(re.findall(r'" 200 \d+ \S+ ([0-9.]+):500[12] ', log))
 
 
 @contextmanager
