@@ -141,7 +141,7 @@ def _seconds(value: float | None) -> str:
 def kept(folder: Path) -> list[Measurement]:
     """All figures in a folder, by fault."""
     found = [Measurement(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.glob("*.json"))]
-    return sorted(found, key=lambda one: (one.fault, one.how))
+    return sorted(found, key=lambda one: (one.fault.lower(), one.how.lower()))
 
 
 def main() -> None:
