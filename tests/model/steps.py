@@ -47,7 +47,7 @@ class Actor:
     order: Order = "go"
     crashed: bool = False
     backend: int | None = None  # the server process of its open PostgreSQL transaction
-    now: int = 0  # what it last read from the database's clock
+    began: int = 0  # the step at which its open transaction began
     error: BaseException | None = None
     go: threading.Lock = field(default_factory=_closed_gate)
     arrived: threading.Lock = field(default_factory=_closed_gate)
@@ -63,6 +63,8 @@ class Stepper:
 
     def __init__(self, is_blocked: Callable[[Actor], bool] | None = None) -> None:
         self._is_blocked = is_blocked
+        self.steps = 0
+        """Steps that were taken: the order of what happened."""
         self._here = threading.local()
 
     @property
@@ -106,6 +108,7 @@ class Stepper:
 
     def resume(self, actor: Actor, order: Order = "go") -> None:
         """Lets the actor take one step: returns when it is at its next point, at its end, or blocked."""
+        self.steps += 1
         actor.order, actor.state = order, "running"
         actor.go.release()
         self.settle(actor)

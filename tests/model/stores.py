@@ -133,8 +133,8 @@ class SQLiteStore(Store):
             raise self.fail("no transaction could be begun")
 
     def after_statement(self, statement: str) -> None:
-        if statement == "BEGIN IMMEDIATE":
-            self.writer = self.stepper.actor
+        if statement == "BEGIN IMMEDIATE" and (actor := self.stepper.actor) is not None:
+            self.writer, actor.began = actor, self.stepper.steps
 
     def after_transaction(self) -> None:
         if self.stepper.actor is not None and self.writer is self.stepper.actor:
@@ -164,7 +164,8 @@ class PostgreSQLStore(Store):
         order = self.stepper.point(f"{words[0].lower()} in {'a' if actor.backend else 'a new'} transaction")
         if order == "error":
             raise self.fail(f"{words[0]} was not answered")
-        actor.backend = cursor.connection.info.backend_pid
+        if actor.backend is None:
+            actor.backend, actor.began = cursor.connection.info.backend_pid, self.stepper.steps
 
     def evict(self, actor: Actor) -> None:
         if actor.backend is not None:

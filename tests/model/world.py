@@ -53,6 +53,7 @@ _LOST = (
     .outerjoin(nodes, nodes.c.node_id == runs.c.owner)
     .where(runs.c.outcome == "lost")
 )
+_BEATS = select(nodes.c.node_id, nodes.c.heartbeat_at)
 _ENDED = select(runs.c.run_id).where(runs.c.outcome.in_(("success", "failed", "cancelled")))
 _ACTIVE = select(runs.c.run_id).where(IS_ACTIVE).limit(1)
 _DUE = select(jobs.c.id).where(jobs.c.next_run_time.is_not(None), jobs.c.problem.is_(None)).limit(1)
@@ -321,6 +322,7 @@ class World:
         self._current: Actor | None = None
         self._lost: set[str] = set()
         self._ended: set[str] = set()
+        self._beats: dict[str, tuple[int, int]] = {}  # of each node: its heartbeat, and the step of its commit
 
     def play(self, history: tuple[Deviation, ...]) -> None:
         """Plays the history to its end, heals, and runs on until nothing is left to do. Raises Violation."""
@@ -621,18 +623,27 @@ class World:
                 self._ended.update(connection.execute(_ENDED).scalars())
         elif actor.name.endswith(".loop"):
             with self._looking(actor), read_transaction(self.store.engine) as connection:
-                for row in connection.execute(_LOST).mappings():
-                    if row["run_id"] not in self._lost:
-                        self._lost.add(row["run_id"])
-                        self._check_loss(row)
+                beats = {
+                    node_id: beat
+                    for node_id, beat in connection.execute(_BEATS)
+                    if self._beats.get(node_id, (0,))[0] != beat
+                }
+                lost = connection.execute(_LOST).mappings().all()
+            self._beats.update({node_id: (beat, self.stepper.steps) for node_id, beat in beats.items()})
+            for row in lost:
+                if row["run_id"] not in self._lost:
+                    self._lost.add(row["run_id"])
+                    self._check_loss(row, actor)
 
-    def _check_loss(self, row: Any) -> None:
+    def _check_loss(self, row: Any, reaper: Actor) -> None:
         """A run that is at work may be called lost only after its node's silence; one that has ended, never."""
         if row["run_id"] in self._ended:
             self._break(f"the end of a run of {row['job_id']} was on record, and it was called lost")
         owner = next((one for one in self.nodes if one.node_id == row["owner"]), None)
         if owner is None or not owner.is_up or row["heartbeat_at"] is None:
             return
+        if self._beats[row["owner"]][1] > reaper.began:
+            return  # side by side with the reaper's transaction, which the server does not leave open for long
         silent_s = (self.clock.us - row["heartbeat_at"]) / 1_000_000
         at_work = any(one.ticket.run_id == row["run_id"] for one in self.executions)
         if row["state"] in LIVING and silent_s < LOST_AFTER_S and at_work:
