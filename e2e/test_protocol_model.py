@@ -10,11 +10,19 @@ from pathlib import Path
 import pytest
 
 from e2e.harness.postgres_server import PostgresServer, postgres_server
-from tests.model.histories import Search
+from tests.model.histories import SINGLE, Search
 from tests.model.mutants import CONCURRENT_MUTANTS, Mutant
-from tests.model.scenarios import EDITED, PLAIN, RETRIED, SCENARIOS
-from tests.model.stores import PostgreSQLStore
+from tests.model.scenarios import BACKLOG, EDITED, LONG, PLAIN, RETRIED, SCENARIOS, WAITING
+from tests.model.stores import PostgreSQLStore, SQLiteStore
 from tests.model.world import Violation
+
+
+@pytest.fixture(autouse=True)
+def _no_logs() -> Iterator[None]:
+    """A search logs hundreds of thousands of lines about faults that it made itself."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +43,7 @@ def search(server: PostgresServer, tmp_path: Path) -> Iterator[Callable[..., Sea
         store.make_tables(unique_fires=unique_fires)
         return Search(store, tmp_path)
 
-    logging.disable(logging.CRITICAL)  # of faults that the search made itself
     yield make
-    logging.disable(logging.NOTSET)
     for store in made:
         store.close()
 
@@ -62,11 +68,26 @@ def test_faults_in_any_order(search: Callable[..., Search]) -> None:
 @pytest.mark.timeout(1800)
 def test_many_more_histories(search: Callable[..., Search]) -> None:
     made = search()
-    made.race(SCENARIOS)
-    made.sweep(SCENARIOS)
-    made.chain(SCENARIOS, gaps=(25, 40), stride=3)
+    made.race((PLAIN, EDITED, WAITING))
+    made.sweep(SCENARIOS, stride=3)
+    made.chain((WAITING, BACKLOG), gaps=(40,), stride=3)
+    made.overlap((LONG, PLAIN))
+    made.edit((EDITED, RETRIED))
+    made.at_random(SCENARIOS, 1000)
+
+
+@pytest.mark.faults_long
+@pytest.mark.timeout(1800)
+def test_many_more_histories_on_sqlite(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "scheduler.db")
+    store.make_tables()
+    made = Search(store, tmp_path)
+    made.sweep(SCENARIOS, (*SINGLE, "stop", "lose", "join"))
+    made.chain(SCENARIOS)
+    made.overlap((LONG, PLAIN, RETRIED))
     made.edit(SCENARIOS)
-    made.at_random(SCENARIOS, 2000)
+    made.at_random(SCENARIOS, 3000)
+    store.close()
 
 
 @pytest.mark.timeout(300)

@@ -4,6 +4,8 @@ The promises, checked in every history: each moment that a trigger implies, comp
 outcome; no run and no fire is started twice; a later attempt follows only where the job's policy allows it, and
 always where it demands it; what is on record of an end is what happened; nothing is called lost on a node that beats;
 no more instances than `max_instances` work together; and when the faults are over, nothing stays pending or running.
+
+PostgreSQL, and many more histories on both: e2e/test_protocol_model.py.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.histories import SINGLE, Search
+from tests.model.histories import Search
 from tests.model.mutants import MUTANTS, Mutant
 from tests.model.scenarios import ALONE, BACKLOG, EDITED, LOCK_FILES, LONG, PLAIN, RETRIED, SCENARIOS, WAITING
 from tests.model.stores import SQLiteStore
@@ -64,17 +66,6 @@ def test_a_reaper_that_froze_between_its_look_and_its_recovery(search: Callable[
 @pytest.mark.timeout(120)
 def test_faults_in_any_order(search: Callable[..., Search]) -> None:
     search().at_random(SCENARIOS, 100)
-
-
-@pytest.mark.faults_long
-@pytest.mark.timeout(1800)
-def test_many_more_histories(search: Callable[..., Search]) -> None:
-    made = search()
-    made.sweep(SCENARIOS, (*SINGLE, "stop", "lose", "join"))
-    made.chain(SCENARIOS)
-    made.edit(SCENARIOS)
-    made.overlap((LONG, PLAIN, RETRIED))
-    made.at_random(SCENARIOS, 4000)
 
 
 @pytest.mark.timeout(120)
