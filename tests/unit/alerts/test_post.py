@@ -18,9 +18,11 @@ from app.alerts.post import LONGEST_RETRY_AFTER_S, Answer, judge, send
 from app.version import VERSION
 from e2e.harness.receiver import Receiver, Reply
 
+BODY = "告警".encode()
+
 
 def letter(url: str) -> Letter:
-    return Letter(url, "告警".encode(), "text/plain; charset=utf-8")
+    return Letter(url, BODY, "text/plain; charset=utf-8")
 
 
 def test_a_request_says_who_sends_it(receiver: Receiver) -> None:
@@ -108,13 +110,15 @@ def test_a_receiver_that_never_answers(receiver: Receiver, monkeypatch: pytest.M
 
 @contextmanager
 def raw_server(serve: Callable[[socket.socket], object]) -> Iterator[int]:
-    """The port of a server that hands its first connection to `serve`, once the request's first bytes are there."""
+    """The port of a server that hands its first connection to `serve`, once the request (of TLS the beginning) is there."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def accept() -> None:
             connection, _ = server.accept()
             with connection, suppress(OSError):
-                connection.recv(65536)
+                request = connection.recv(65536)
+                while request.startswith(b"POST") and not request.endswith(BODY):
+                    request += connection.recv(65536)  # hanging up on what was not read would be a reset
                 serve(connection)
 
         server.settimeout(10)

@@ -228,9 +228,9 @@ def test_a_stop_delivers_what_the_last_runs_left(
     box: Outbox, receiver: Receiver, start_sender: StartSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sender = start_sender()
-    monkeypatch.setattr(sender_module, "LOOK_S", 60)  # only the stop makes it look again
     first = box.put_alert()
     wait_until("an empty outbox", box.is_empty, within=10)
+    monkeypatch.setattr(sender_module, "LOOK_S", 60)  # soon only the stop makes it look again
     row_id = box.put_alert()
     sender.begin_stop(2)
     assert sender.join(5)
