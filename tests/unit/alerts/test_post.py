@@ -110,7 +110,7 @@ def test_a_receiver_that_never_answers(receiver: Receiver, monkeypatch: pytest.M
 
 @contextmanager
 def raw_server(serve: Callable[[socket.socket], object]) -> Iterator[int]:
-    """The port of a server that hands its first connection to `serve`, once the request (of TLS the beginning) is there."""
+    """The port of a server that hands its first connection to `serve`, once the request has come (of TLS, a part)."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def accept() -> None:
