@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 
 import pytest
 import requests
@@ -18,14 +19,17 @@ from e2e.harness.stack import Stack
 from e2e.harness.waiting import wait_until
 
 ASKERS = 3
+JOBS_EACH = 10
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.faults_long)])
 def test_run_now_during_restarts(ha_stack: Stack, probes: Probes, schedulers: list[Container], rounds: int) -> None:
     client = ha_stack.bearer()
-    # max_instances is counted a job: many jobs, so that it refuses nobody.
-    jobs = [f"asked-{time.time_ns()}-{number}" for number in range(ASKERS)]
+    # max_instances is counted a job, and what a stopping scheduler hands back waits a moment: each asker takes turns
+    # among jobs of its own, so that no run is refused.
+    turns = [[f"asked-{time.time_ns()}-{asker}-{number}" for number in range(JOBS_EACH)] for asker in range(ASKERS)]
+    jobs = [job_id for own in turns for job_id in own]
     for job_id in jobs:
         trigger = {"trigger_type": "date", "run_date": "2099-01-01T00:00:00"}
         client.create_job(job_id, "oracle_fire", trigger, max_instances=10)
@@ -35,7 +39,7 @@ def test_run_now_during_restarts(ha_stack: Stack, probes: Probes, schedulers: li
         watch.strike()
         with ThreadPoolExecutor(ASKERS) as pool:
             restarting = [True]
-            asked = [pool.submit(ask, ha_stack.bearer(), job_id, restarting) for job_id in jobs]
+            asked = [pool.submit(ask, ha_stack.bearer(), own, restarting) for own in turns]
             try:
                 for _ in range(rounds):
                     for container in schedulers:
@@ -76,9 +80,11 @@ def test_run_now_during_restarts(ha_stack: Stack, probes: Probes, schedulers: li
         client.delete_job(job_id)
 
 
-def ask(client: Client, job_id: str, restarting: list[bool]) -> list[requests.Response]:
+def ask(client: Client, jobs: list[str], restarting: list[bool]) -> list[requests.Response]:
     """Asks for a run as soon as the last one was answered, until `restarting` is empty."""
     answers = []
-    while restarting:
+    for job_id in cycle(jobs):
+        if not restarting:
+            break
         answers.append(client.post(f"{SCHEDULER}/jobs/{job_id}/actions/run"))
     return answers

@@ -81,3 +81,25 @@ def test_frozen_inside_a_transaction_withholds_its_rows_no_longer_than_three_sec
     assert max(held) <= ROW_FREE_S, held
     assert watch.next_fire_late <= LIMIT_S, watch.measurement
     assert max(watch.lateness(not_by=node_of(frozen))) <= LIMIT_S, watch.measurement
+
+
+@pytest.mark.timeout(180)
+def test_frozen_between_claim_and_start_others_start_what_it_claimed(
+    ha_stack: Stack, probes: Probes, schedulers: list[Container]
+) -> None:
+    """A third scheduler stops itself with claimed runs in its hands: they go to another one, and its door is shut."""
+    words = "fail point claim.committed: freeze"
+    with (
+        probes.watch(
+            "scheduler frozen", "SIGSTOP between claim and start, one of three schedulers", limit="3 s"
+        ) as watch,
+        extra_scheduler(ha_stack, {"FAIL_POINTS": f"claim.committed=freeze@{CHANCE}"}, is_doomed=True) as frozen,
+    ):
+        watch.struck = wait_until("it freezes", lambda: said_at(frozen, words), within=60, every=0.05)
+        let_pass(5)
+        ha_stack.signal(signal.SIGCONT, "scheduler", "worker", container=frozen)
+        watch.heal()
+        let_pass(1)
+    watch.check()
+    assert watch.next_fire_late <= LIMIT_S, watch.measurement
+    assert max(watch.lateness()) <= LIMIT_S, watch.measurement
