@@ -258,11 +258,13 @@ def wait_until_node(stack: Stack, container: Container, *, since: float = 0.0, w
     wait_until(f"{container.name} runs as a node", runs, within=within)
 
 
-def said_at(container: Container, words: str) -> float | None:
-    """When the container first wrote a line with these words, in seconds since the epoch; None: not yet."""
+def said_at(container: Container, words: str, *, after: float = 0.0) -> float | None:
+    """When the container first wrote these words, later than `after`; seconds since the epoch, None: not yet."""
     for line in container.logs(timestamps=True).decode(errors="replace").splitlines():
         if words in line:
-            return datetime.fromisoformat(line.split(" ", 1)[0][:26] + "+00:00").timestamp()
+            moment = datetime.fromisoformat(line.split(" ", 1)[0][:26] + "+00:00").timestamp()
+            if moment > after:
+                return moment
     return None
 
 
@@ -317,6 +319,16 @@ def query(stack: Stack, statement: str) -> list[list[str]]:
         container=stack.container(DATABASE_SERVICE),
     )
     return [line.split("|") for line in output.splitlines()]
+
+
+def claimed_by(stack: Stack, container: Container) -> int:
+    """How many runs the scheduler in this container has claimed and not started."""
+    ((found,),) = query(
+        stack,
+        "SELECT count(*) FROM runs JOIN nodes ON nodes.node_id = runs.owner"
+        f" WHERE runs.outcome = 'pending' AND nodes.name = '{node_of(container)}'",
+    )
+    return int(found)
 
 
 def oldest_open_transaction_s(stack: Stack) -> float:

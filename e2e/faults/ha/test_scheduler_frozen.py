@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 from contextlib import AbstractContextManager
+from functools import partial
 
 import pytest
 from docker.models.containers import Container
 
 from e2e.harness.faults import (
+    claimed_by,
     extra_scheduler,
     node_of,
     oldest_open_transaction_s,
@@ -95,8 +97,15 @@ def test_frozen_between_claim_and_start_others_start_what_it_claimed(
         ) as watch,
         extra_scheduler(ha_stack, {"FAIL_POINTS": f"claim.committed=freeze@{CHANCE}"}, is_doomed=True) as frozen,
     ):
-        watch.struck = wait_until("it freezes", lambda: said_at(frozen, words), within=60, every=0.05)
+        while True:
+            since = watch.struck or 0.0
+            watch.struck = wait_until("it freezes", partial(said_at, frozen, words, after=since), within=60, every=0.05)
+            if claimed_by(ha_stack, frozen):
+                break
+            # There was nothing to claim, and it froze after a heartbeat alone.
+            ha_stack.signal(signal.SIGCONT, "scheduler", "worker", container=frozen)
         let_pass(5)
+        assert claimed_by(ha_stack, frozen) == 0
         ha_stack.signal(signal.SIGCONT, "scheduler", "worker", container=frozen)
         watch.heal()
         let_pass(1)
