@@ -14,7 +14,9 @@ from e2e.harness.scripts import Outcome, environment_of, run_script
 from e2e.harness.stack import ROOT, Stack, free_port
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if os.access(path, os.X_OK))
-ON_A_STACK = ["backup_jobstore.sh", "reset_jobstore.sh"]
+ON_A_STACK = ["backup_jobstore.sh", "prove_once.sh", "reset_jobstore.sh"]
+#: Of those that do harm.
+AGREED = {"prove_once.sh": ["--yes"], "reset_jobstore.sh": ["--yes"]}
 
 #: What an operator's machine has, docker apart.
 TOOLS = Path("/usr/bin"), Path("/bin"), Path("/usr/sbin"), Path("/sbin")
@@ -76,6 +78,8 @@ def test_unknown_argument_behind_a_good_one(script: str) -> None:
         "backup_jobstore.sh": "--json",
         "reset_jobstore.sh": "--yes",
         "move_to_postgres.sh": "--yes",
+        "prove_once.sh": "--yes",
+        "rolling_restart.sh": "--dry-run",
     }
     assert_one_clear_line(script, run_script(script, good[script], "--no-such-flag"), names="--no-such-flag")
 
@@ -116,22 +120,22 @@ def test_folder_that_does_not_exist(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", ON_A_STACK)
 def test_no_engine(script: str, without_docker: dict[str, str]) -> None:
-    outcome = run_script(script, *(["--yes"] if script == "reset_jobstore.sh" else []), environment=without_docker)
+    outcome = run_script(script, *AGREED.get(script, []), environment=without_docker)
     assert_one_clear_line(script, outcome, names="--install-engine")
 
 
 @pytest.mark.parametrize("script", ON_A_STACK)
 def test_engine_that_does_not_answer(script: str) -> None:
     environment = {**os.environ, "DOCKER_HOST": f"tcp://127.0.0.1:{free_port()}"}
-    arguments = ["--yes"] if script == "reset_jobstore.sh" else []
-    assert_one_clear_line(script, run_script(script, *arguments, environment=environment), names="does not answer")
+    outcome = run_script(script, *AGREED.get(script, []), environment=environment)
+    assert_one_clear_line(script, outcome, names="does not answer")
 
 
 @pytest.mark.parametrize("script", ON_A_STACK)
 def test_no_stack(script: str) -> None:
     environment = {**os.environ, "COMPOSE_PROJECT_NAME": "whalefall-never-started"}
-    arguments = ["--yes"] if script == "reset_jobstore.sh" else []
-    assert_one_clear_line(script, run_script(script, *arguments, environment=environment), names="scripts/up.sh")
+    outcome = run_script(script, *AGREED.get(script, []), environment=environment)
+    assert_one_clear_line(script, outcome, names="scripts/up.sh")
 
 
 def test_reset_asks_before_it_does_anything(stack: Stack) -> None:
