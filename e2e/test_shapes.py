@@ -322,6 +322,14 @@ class TestHa(EveryShape):
             (first, *_) = shape.containers("web")
             run(first, "timeout", "5", "bash", "-c", f"exec 3<> /dev/tcp/{address}/{port}")
 
+    def test_both_databases_are_sound_and_no_backup_fails_every_night(self, shape: Shape) -> None:
+        (first, *_) = shape.containers("scheduler")
+        states = json.loads(run(first, "flask", "db", "check", "--json"))
+        sound = ("postgresql://postgres/whalefall", None)
+        assert [(state["file"], state["problem"]) for state in states] == [sound, sound]
+        disabled = [job["id"] for job in shape.client().jobs() if not job["is_enabled"]]
+        assert disabled == ["backup_jobstore"]
+
     def test_postgres_asks_for_a_password_and_keeps_what_it_says(self, shape: Shape) -> None:
         (postgres,) = shape.containers("postgres")
         asked = ["psql", "--username=whalefall", "--dbname=whalefall", "-Atc"]

@@ -9,7 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from app.db.migrate import Store
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db.engines import create_engine_for, read_transaction, sqlite_path
+from app.db.migrate import Store, current_revision
+from app.db.reach import cause_of, public_url
 from app.ledger.nodes import LIVING
 from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.runtime import Runtime
@@ -68,7 +72,7 @@ def defaults_state(runtime: Runtime, wanted: Sequence[str]) -> DefaultsState:
 
 @dataclass(frozen=True)
 class DatabaseState:
-    """One database. `problem` is one line, None when the file is sound."""
+    """One database: its file, or where its server is. `problem` is one line, None when it is sound."""
 
     store: Store
     file: str
@@ -81,11 +85,30 @@ class DatabaseState:
 
 
 def check_databases(settings: Settings, stores: Sequence[Store] = STORE_NAMES) -> list[DatabaseState]:
-    """Runs `integrity_check` on the files, without changing anything; a problem is told, not raised."""
-    return [_check(settings, store) for store in stores]
+    """Runs `integrity_check` on the files, and asks a database server for its schema, without changing anything; a
+    problem is told, not raised."""
+    urls = {"jobstore": settings.jobstore_url, "app": settings.database_url}
+    return [
+        _check_file(settings, store) if sqlite_path(urls[store]) else _check_server(urls[store], store)
+        for store in stores
+    ]
 
 
-def _check(settings: Settings, store: Store) -> DatabaseState:
+def _check_server(url: str, store: Store) -> DatabaseState:
+    engine = create_engine_for(url)
+    version: str | None = None
+    problem: str | None = None
+    try:
+        with read_transaction(engine) as connection:
+            version = current_revision(connection, store)
+    except SQLAlchemyError as error:
+        problem = cause_of(error)
+    finally:
+        engine.dispose()
+    return DatabaseState(store, public_url(url), version, problem)
+
+
+def _check_file(settings: Settings, store: Store) -> DatabaseState:
     file: Path | None = None
     version: str | None = None
     try:
