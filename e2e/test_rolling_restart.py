@@ -30,10 +30,10 @@ READS = (
     f"{SCHEDULER}/status",
     "/login",
     f"{SCHEDULER}/jobs?limit=1",
-    "/api/v1/openapi.json",
     f"{SCHEDULER}/jobs/rolling/history",
     "/api/v1/health/live",
     f"{SCHEDULER}/jobs/rolling",
+    "/api/v1/health/basic",
 )
 
 

@@ -17,7 +17,7 @@ REQUEST_BUSY_TIMEOUT_S = 30.0
 LOOP_BUSY_TIMEOUT_S = 0.8
 """The scheduler's loop looks at least once a second, so it must not wait longer for a lock."""
 
-IDLE_IN_TRANSACTION_S = 2.0
+IDLE_IN_TRANSACTION_S = 1.5
 """PostgreSQL: a process that froze in a transaction withholds its rows from all others no longer than this."""
 STATEMENT_TIMEOUT_S = 60.0
 SILENT_CONNECTION_S = 10

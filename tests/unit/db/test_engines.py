@@ -113,7 +113,7 @@ def test_bytes_that_are_no_text_are_read_all_the_same(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ("", {"options": "-c idle_in_transaction_session_timeout=2000 -c lock_timeout=800 -c statement_timeout=60000"}),
+        ("", {"options": "-c idle_in_transaction_session_timeout=1500 -c lock_timeout=800 -c statement_timeout=60000"}),
         ("?options=-c%20lock_timeout%3D5", {"options": "statement_timeout=60000 -c lock_timeout=5"}),
         ("", {"connect_timeout": "10", "tcp_user_timeout": "10000", "keepalives_idle": "10"}),
         ("?connect_timeout=3", {"connect_timeout": "3"}),

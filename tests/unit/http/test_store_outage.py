@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlite3
 
 import pytest
-from flask import Flask
+from flask import Flask, request
 from sqlalchemy import exc
 
+from app.api.v1.repeats import repeatable
 from app.errors import ServiceUnavailable
 from app.http.error_handlers import init_error_handlers
 from app.http.request_id import init_request_id
@@ -31,6 +32,12 @@ class Views:
         init_error_handlers(app)
         app.add_url_rule("/api/x", view_func=self.view, methods=["GET", "POST"])
         app.add_url_rule("/api/wrapped", view_func=self.wrapped, endpoint="wrapped")
+
+        @repeatable
+        def keyed() -> dict[str, object]:
+            return {**self.view(), "body": request.get_json()}
+
+        app.add_url_rule("/api/keyed", view_func=keyed, methods=["POST"])
         self.client = app.test_client()
 
     def view(self) -> dict[str, int]:
@@ -59,9 +66,22 @@ def test_a_second_failure_is_answered() -> None:
     assert views.calls == 2
 
 
-def test_a_write_is_not_repeated() -> None:
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k1"}])
+def test_a_write_is_not_repeated_where_nothing_heeds_its_key(headers: dict[str, str]) -> None:
     views = Views(GONE)
-    assert views.client.post("/api/x").status_code == 503
+    assert views.client.post("/api/x", json={"a": 1}, headers=headers).status_code == 503
+    assert views.calls == 1
+
+
+def test_a_write_with_a_key_is_repeated_with_its_body() -> None:
+    views = Views(GONE)
+    answer = views.client.post("/api/keyed", json={"a": 1}, headers={"Idempotency-Key": "k1"})
+    assert (answer.status_code, answer.json) == (200, {"calls": 2, "body": {"a": 1}})
+
+
+def test_a_write_without_a_key_is_not_repeated() -> None:
+    views = Views(GONE)
+    assert views.client.post("/api/keyed", json={"a": 1}).status_code == 503
     assert views.calls == 1
 
 
