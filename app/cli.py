@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 from flask import Flask
@@ -340,11 +340,18 @@ def move_stores(*, jobstore: Path | None, database: Path | None, dry_run: bool, 
     help="Seconds between two fires of each.",
 )
 @click.option("--executor", type=click.Choice(EXECUTORS), default="default", show_default=True)
+@click.option(
+    "--minutes",
+    type=click.IntRange(1, 1440),
+    default=60,
+    show_default=True,
+    help="After so long the probes fire no more, should nobody stop them.",
+)
 @as_json
 @one_line_errors
-def start_drill(*, count: int, period: float, executor: str, as_json: bool) -> None:
-    """Make the probe jobs of a drill (scripts/prove_once.sh); prints its name."""
-    plan = drill.start_drill(current_runtime(), jobs=count, period=period, executor=executor)
+def start_drill(*, count: int, period: float, executor: str, minutes: int, as_json: bool) -> None:
+    """Make the probe jobs of a drill (scripts/prove_once.sh); prints its name. The newest ten drills are kept."""
+    plan = drill.start_drill(current_runtime(), count=count, period=period, executor=executor, minutes=minutes)
     if as_json:
         _print_json({"drill": plan.drill, "jobs": len(plan.first), "begin": min(plan.first.values())})
     else:
@@ -361,13 +368,18 @@ def stop_drill(*, name: str) -> None:
 
 @jobs.command("drill-verdict")
 @click.argument("name")
-@click.option("--faults", type=click.File(encoding="utf-8"), help="One line of JSON a fault: kind, target, begin, end.")
+@click.option("--faults", type=click.File("rb"), help="One line of JSON a fault: kind, target, begin, end.")
 @as_json
 @one_line_errors
-def conclude_drill(*, name: str, faults: TextIO | None, as_json: bool) -> None:
-    """Wait for the end of a stopped drill's runs, compare, write report.html and report.json; exit 4 unless proven."""
-    struck = [json.loads(line) for line in faults] if faults is not None else []
-    verdict, folder = drill.conclude_drill(current_runtime(), name, struck)
+def conclude_drill(*, name: str, faults: BinaryIO | None, as_json: bool) -> None:
+    """Wait for the end of a stopped drill's runs, compare, write report.html and report.json; exit 4 unless proven.
+
+    May be repeated. The first time, the deleted probes are dropped for good; their runs stay on record.
+    """
+    struck = drill.parse_faults(faults.read()) if faults is not None else []
+    verdict, folder = drill.conclude_drill(
+        current_runtime(), name, struck, tell=lambda line: click.echo(line, err=True)
+    )
     if as_json:
         _print_json({"proven": verdict.proven, "folder": str(folder), **asdict(verdict)})
     else:
@@ -394,8 +406,10 @@ def _verdict_text(verdict: Verdict) -> str:
         lines.append(
             f"{fault.kind} {fault.target}: next fire at most {seconds} late, every job fired again after {recovery}"
         )
-    for sentence in [*verdict.duplicates, *verdict.absent, *verdict.contradictions][:20]:
-        lines.append(f"  {sentence}")
+    findings = [*verdict.duplicates, *verdict.absent, *verdict.contradictions]
+    lines += [f"  {sentence}" for sentence in findings[:20]]
+    if len(findings) > 20:
+        lines.append(f"  and {len(findings) - 20} more, all in report.json")
     return "\n".join(lines)
 
 
@@ -430,7 +444,7 @@ def wait_defaults(*, timeout_s: float, as_json: bool) -> None:
 @as_json
 @one_line_errors
 def check(*, store: Store | None, as_json: bool) -> None:
-    """Open the databases and run integrity_check. Exit code 3 when one of them is damaged or missing."""
+    """Open the databases and check them (SQLite: integrity_check). Exit code 3 when one is damaged or out of reach."""
     states = store_state.check_databases(current_runtime().settings, (store,) if store else STORE_NAMES)
     if as_json:
         _print_json([state.as_json() for state in states])

@@ -8,6 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 readonly HEALTHY_WITHIN_S=120
 readonly KINDS=(kill freeze cut database)
+readonly MOST_FIRES=100000 # of which a report is still read with pleasure
+readonly SLACK_MINUTES=10  # for a container that takes its time; then the probes stop by themselves
 
 minutes=5
 jobs=20
@@ -23,21 +25,24 @@ usage() {
   cat <<'EOT'
 Usage: scripts/prove_once.sh --yes [--minutes N] [--jobs N] [--executor NAME] [--faults LIST] [--seed N] [--report FOLDER]
 
-For a staging stack, never for one that people rely on: runs probe jobs that fire every second, and every half minute
-kills, freezes or cuts off a scheduler, chosen at random, or restarts the database. Then compares what was due, what the
-probes wrote down and what the ledger says, and prints a verdict. A report (report.html with a picture of every fire,
-report.json) lies in userdata/drills/ of the stack.
+For a staging stack, never for one that people rely on: runs probe jobs that fire every second, and about twice a minute
+kills, freezes or cuts off a scheduler, chosen at random, or restarts the database. Then it compares what was due, what
+the probes wrote down and what the ledger says, and prints a verdict. A report (report.html with a picture of every
+fire, report.json) lies in userdata/drills/ of the stack, where the newest ten drills are kept. docs/drill.md explains it.
 
-  --yes              needed: this harms the running stack
-  --minutes N        how long, 1 to 600; 5 when not given
+  --yes              needed: this harms the running stack, and its alerts are real
+  --minutes N        how long, 1 to 60; 5 when not given
   --jobs N           how many probes, 1 to 200; 20 when not given
-  --executor NAME    default, process or celery (celery: workers are harmed as well)
-  --faults LIST      of kill, freeze, cut, database, separated by commas; all that the stack allows when not given
-  --seed N           repeats the choices of an earlier drill
+  --executor NAME    default, process or celery; default when not given. With celery, workers are harmed as well
+  --faults LIST      of kill, freeze, cut, database, separated by commas; all that the stack allows when not given:
+                     cut and database are for the shape ha
+  --seed N           repeats the choices of an earlier drill, 0 to 32767
   --report FOLDER    copies the report to this folder of the host
   --help             this text
 
-Exit status: 0 proven; 1 the drill could not be done; 2 wrong arguments; 4 not proven.
+Interrupted, it mends what it harmed and deletes the probes.
+
+Exit status: 0 proven; 1 the drill could not be done; 2 wrong arguments; 4 not proven; 130 or 143 interrupted.
 EOT
 }
 
@@ -64,16 +69,16 @@ take_value() {
   local kind
   case $1 in
     --minutes)
-      is_whole "$2" 1 600 || usage_error "--minutes is '$2'; accepted: a whole number from 1 to 600"
-      minutes=$2
+      is_whole "$2" 1 60 || usage_error "--minutes is '$2'; accepted: a whole number from 1 to 60"
+      minutes=$((10#$2))
       ;;
     --jobs)
       is_whole "$2" 1 200 || usage_error "--jobs is '$2'; accepted: a whole number from 1 to 200"
-      jobs=$2
+      jobs=$((10#$2))
       ;;
     --seed)
       is_whole "$2" 0 32767 || usage_error "--seed is '$2'; accepted: a whole number from 0 to 32767"
-      seed=$2
+      seed=$((10#$2))
       ;;
     --executor)
       [[ $2 =~ ^(default|process|celery)$ ]] || usage_error "--executor is '$2'; accepted: default, process, celery"
@@ -96,8 +101,27 @@ is_whole() {
   [[ $1 =~ ^[0-9]{1,5}$ ]] && ((10#$1 >= $2 && 10#$1 <= $3))
 }
 
+# What can be said of the arguments together, and of this stack's shape.
+check_arguments() {
+  $agreed || usage_error "this harms the running stack: --yes says that nobody relies on it"
+  ((jobs * minutes * 60 <= MOST_FIRES)) ||
+    usage_error "$jobs jobs for $minutes minutes are $((jobs * minutes * 60)) fires; accepted: at most $MOST_FIRES"
+  choose_kinds
+}
+
 now() {
   date +%s.%N
+}
+
+# Ctrl-C reaches every process of the terminal's foreground group: not a command that is just changing something.
+undisturbed() {
+  setsid --wait "$@"
+}
+
+# A wait that an interruption ends at once.
+pause_for() {
+  sleep "$1" &
+  wait "$!"
 }
 
 containers_of() {
@@ -109,15 +133,34 @@ name_of() {
   docker inspect --format '{{slice .Name 1}}' "$1"
 }
 
+# Its service and number, as in the report.
+title_of() {
+  docker inspect --format '{{index .Config.Labels "com.docker.compose.service"}}-{{index .Config.Labels "com.docker.compose.container-number"}}' "$1"
+}
+
+# The name that the scheduler or worker in a container goes by.
+node_of() {
+  local name
+  name=$(docker inspect --format '{{range .Config.Env}}{{println .}}{{end}}' "$1" | sed -n 's/^NODE_NAME=//p')
+  [[ -n $name ]] || name=$(docker inspect --format '{{.Config.Hostname}}' "$1")
+  echo "$name"
+}
+
+health_of() {
+  docker inspect --format '{{if .State.Health}}{{.State.Health.Status}}{{else}}{{.State.Status}}{{end}}' "$1"
+}
+
 # A command of the app in any of its containers that is well: the one before may just have been harmed.
 in_app() {
-  docker exec --interactive "$(well)" "$@"
+  local container
+  container=$(well) || return 1
+  undisturbed docker exec --interactive "$container" "$@"
 }
 
 well() {
   local container
   for container in $(containers_of "$SERVICE"); do
-    if [[ $(docker inspect --format '{{.State.Health.Status}}' "$container") == healthy ]]; then
+    if [[ $(health_of "$container") == healthy ]]; then
       echo "$container"
       return
     fi
@@ -126,10 +169,27 @@ well() {
 }
 
 wait_until_healthy() {
-  local deadline=$((SECONDS + HEALTHY_WITHIN_S))
-  until [[ $(docker inspect --format '{{.State.Health.Status}}' "$1") == healthy ]]; do
-    ((SECONDS < deadline)) || die "$(name_of "$1") is not healthy again after $HEALTHY_WITHIN_S s; docker logs $(name_of "$1") tells why"
-    sleep 0.5
+  local begin=$SECONDS
+  until [[ $(health_of "$1") == healthy ]]; do
+    ((SECONDS - begin < HEALTHY_WITHIN_S)) ||
+      die "$(title_of "$1") is not healthy again after $HEALTHY_WITHIN_S s; docker logs $(name_of "$1") tells why"
+    pause_for 0.5
+  done
+  step "$(title_of "$1") is healthy again, $((SECONDS - begin)) s after it was mended"
+}
+
+# One that is still starting is waited for; one that is not well is not harmed further.
+require_healthy() {
+  local service container begin=$SECONDS
+  for service in "$@"; do
+    [[ -n $(containers_of "$service") ]] || die "no container of $service runs; scripts/up.sh starts it"
+    for container in $(containers_of "$service"); do
+      while [[ $(health_of "$container") == starting ]] && ((SECONDS - begin < HEALTHY_WITHIN_S)); do
+        sleep 0.5
+      done
+      [[ $(health_of "$container") == healthy ]] ||
+        die "$(title_of "$container") is $(health_of "$container"); a drill begins with a healthy stack, docker logs $(name_of "$container") tells more"
+    done
   done
 }
 
@@ -147,51 +207,69 @@ choose_kinds() {
   mapfile -t allowed < <(allowed_kinds)
   ((${#kinds[@]})) || kinds=("${allowed[@]}")
   for kind in "${kinds[@]}"; do
-    [[ " ${allowed[*]} " == *" $kind "* ]] || usage_error "--faults holds '$kind', which a stack of the shape $(shape) does not allow; it allows: ${allowed[*]}"
+    [[ " ${allowed[*]} " == *" $kind "* ]] ||
+      usage_error "--faults holds '$kind', which a stack of the shape $(shape) does not allow; it allows: ${allowed[*]}"
   done
 }
 
 # --- faults ----------------------------------------------------------------------------------------------------------
 
-# The container and how to mend it, so that an interrupted drill leaves a whole stack.
+# The container that is being harmed, and the names that it has on the network of the stores.
 harmed=
-mend=
+aliases=()
 
 harm() {
-  local kind=$1 target=$2 begin
-  step "$kind $(name_of "$target")"
+  local kind=$1 target=$2 begin node=''
+  [[ $kind == database ]] || node=$(node_of "$target")
+  step "$kind $(title_of "$target")"
+  mapfile -t aliases < <(aliases_of "$target" | sed '/^$/d; s/^/--alias=/')
   harmed=$target
   begin=$(now)
   case $kind in
     kill)
-      mend=start
-      docker kill "$target" > /dev/null
-      sleep 5
+      undisturbed docker kill "$target" > /dev/null
+      pause_for 5
       ;;
     freeze)
-      mend=unpause
-      docker pause "$target" > /dev/null
-      sleep 10
+      undisturbed docker pause "$target" > /dev/null
+      pause_for 10
       ;;
     cut)
-      mend=connect
-      docker network disconnect "$(project_name)_stores" "$target"
-      sleep 10
+      undisturbed docker network disconnect "$(stores)" "$target"
+      pause_for 10
       ;;
-    database) docker restart "$target" > /dev/null ;;
+    database) undisturbed docker restart "$target" > /dev/null ;;
   esac
   put_right
-  printf '{"kind": "%s", "target": "%s", "begin": %s, "end": %s}\n' "$kind" "$(name_of "$target")" "$begin" "$(now)" >> "$faults_file"
+  printf '{"kind": "%s", "target": "%s", "node": "%s", "begin": %s, "end": %s}\n' \
+    "$kind" "$(title_of "$target")" "$node" "$begin" "$(now)" >> "$faults_file"
   wait_until_healthy "$target"
 }
 
+aliases_of() {
+  docker inspect --format "{{with index .NetworkSettings.Networks \"$(stores)\"}}{{range .Aliases}}{{println .}}{{end}}{{end}}" "$1"
+}
+
+stores() {
+  echo "$(project_name)_stores"
+}
+
+# Looks at what is wrong rather than at what was done: an interruption may have come before or after.
 put_right() {
-  case $mend in
-    start) docker start "$harmed" > /dev/null ;;
-    unpause) docker unpause "$harmed" > /dev/null ;;
-    connect) docker network connect "$(project_name)_stores" "$harmed" ;;
+  [[ -n $harmed ]] || return 0
+  case $(docker inspect --format '{{.State.Status}}' "$harmed") in
+    paused) undisturbed docker unpause "$harmed" > /dev/null || return 1 ;;
+    running | restarting) ;;
+    *) undisturbed docker start "$harmed" > /dev/null || return 1 ;;
   esac
-  mend=
+  if ((${#aliases[@]})) && ! in_stores "$harmed"; then
+    undisturbed docker network connect "${aliases[@]}" "$(stores)" "$harmed" || return 1
+  fi
+  harmed=
+}
+
+in_stores() {
+  [[ $(docker inspect --format '{{json .NetworkSettings.Networks}}' "$1") == *"\"$(stores)\":"* ]]
 }
 
 one_fault() {
@@ -214,46 +292,71 @@ one_fault() {
 # shellcheck disable=SC2329 # the trap calls it
 clean_up() {
   local status=$?
-  put_right || warn "$(name_of "$harmed") could not be mended"
-  if [[ -n $drill ]]; then
-    in_app flask jobs drill-stop "$drill" < /dev/null || warn "the probes still run: flask jobs drill-stop $drill, in a container of the app, stops them"
+  trap '' INT TERM HUP
+  trap - EXIT
+  if [[ -n $harmed || -n $drill ]]; then
+    step "cleaning up"
   fi
+  [[ -z $harmed ]] || put_right || warn "$(name_of "$harmed") could not be mended"
+  [[ -z $drill ]] || stop_probes ||
+    warn "the probes still run, and stop by themselves $((minutes + SLACK_MINUTES)) minutes after they began; flask jobs drill-stop $drill, in a container of the app, stops them now"
   rm -f "$faults_file"
   exit "$status"
 }
 
+# As soon as a container is well again.
+stop_probes() {
+  local begin=$SECONDS
+  until (well > /dev/null 2>&1); do
+    ((SECONDS - begin < HEALTHY_WITHIN_S)) || return 1
+    pause_for 0.5
+  done
+  in_app flask jobs drill-stop "$drill" < /dev/null && drill=
+}
+
+copy_report() {
+  # As a stream: newer clients of docker comment on a copy.
+  docker cp "$1:/app/userdata/drills/$2/." - | tar --extract --no-same-owner --directory "$report" ||
+    die "the report could not be copied to $report; it is in userdata/drills/$2 of the stack"
+  step "the report is in $report"
+}
+
 main() {
   parse_arguments "$@"
-  $agreed || usage_error "this harms the running stack: --yes says that nobody relies on it"
   cd "$ROOT"
+  check_arguments
   require_running_stack
-  choose_kinds
-  RANDOM=$seed
-  step "the drill takes $minutes minutes; its choices are repeated by --seed $seed"
+  require_healthy "$SERVICE"
+  [[ $(shape) != ha ]] || require_healthy postgres
+  [[ $executor != celery || $(shape) != ha ]] || require_healthy worker
   faults_file=$(mktemp)
   trap clean_up EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
 
-  local name end status=0 reporter
-  name=$(in_app flask jobs drill-start --jobs "$jobs" --executor "$executor" < /dev/null) || die "the probes could not be made; the reason is above"
-  drill=$name
-  end=$((SECONDS + minutes * 60))
-  sleep 15 # the probes' first fires, with nothing wrong
-  while ((SECONDS + 20 < end)); do
+  local name begin status=0 reporter
+  drill=$(in_app flask jobs drill-start --jobs "$jobs" --executor "$executor" --minutes "$((minutes + SLACK_MINUTES))" < /dev/null) ||
+    exit 1 # the reason is above
+  name=$drill
+  step "the drill $drill takes $minutes minutes; --seed $seed repeats its choices"
+  RANDOM=$seed
+  begin=$SECONDS
+  pause_for 15 # the probes' first fires, with nothing wrong
+  while ((SECONDS - begin + 20 < minutes * 60)); do
     one_fault
-    sleep "$((SECONDS + 15 < end ? 15 : 1))"
+    pause_for "$((SECONDS - begin + 15 < minutes * 60 ? 15 : 1))"
   done
-  while ((SECONDS < end)); do
-    sleep 1
+  while ((SECONDS - begin < minutes * 60)); do
+    pause_for 1
   done
-  in_app flask jobs drill-stop "$name" < /dev/null || die "the probes could not be stopped; the reason is above"
-  drill=
+  stop_probes || die "the probes could not be stopped; the reason is above"
   step "comparing"
   reporter=$(well)
   docker exec --interactive "$reporter" flask jobs drill-verdict "$name" --faults - < "$faults_file" || status=$?
-  if [[ -n $report ]]; then
-    docker cp --quiet "$reporter:/app/userdata/drills/$name/." "$report" > /dev/null || die "the report could not be copied to $report"
-    step "the report is in $report"
-  fi
+  case $status in
+    0 | 4) [[ -z $report ]] || copy_report "$reporter" "$name" ;;
+    *) status=1 ;;
+  esac
   exit "$status"
 }
 

@@ -7,7 +7,7 @@ makes a fire vanish.
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -159,12 +159,15 @@ class Ledger:
             _update_job(connection, row, {"is_active": True, "deleted_at": None}, by=by, now=now)
             return _read_job(connection, job_id)
 
-    def purge_deleted_jobs(self, older_than_days: int = RESTORABLE_DAYS) -> int:
-        """Drops jobs that were deleted longer ago than that; their number."""
+    def purge_deleted_jobs(self, older_than_days: int = RESTORABLE_DAYS, *, only: Collection[str] | None = None) -> int:
+        """Drops jobs that were deleted longer ago than that, of `only` these ids where they are given; their number.
+
+        Their runs stay on record.
+        """
         with write_transaction(self.engine) as connection:
             before = database_now_us(connection) - older_than_days * _MICROSECONDS_A_DAY
-            gone = connection.execute(delete(jobs).where(~jobs.c.is_active, jobs.c.deleted_at < before))
-            return gone.rowcount
+            statement = delete(jobs).where(~jobs.c.is_active, jobs.c.deleted_at < before)
+            return connection.execute(statement if only is None else statement.where(jobs.c.id.in_(only))).rowcount
 
     def load_defaults(self, defaults: Sequence[NewJob], by: str = "system") -> LoadReport:
         """Brings the default jobs of the configuration into the store, at a start.

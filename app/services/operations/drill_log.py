@@ -6,8 +6,11 @@ userdata/drills/20260401-003000/fires.jsonl
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from app.services.operations.failure import OperationFailed
 
 DRILL_PATTERN = r"^[0-9]{8}-[0-9]{6}$"
 
@@ -29,9 +32,14 @@ class Start:
         return max(0.0, self.time - self.scheduled_for)
 
 
+def drills_folder(userdata: Path) -> Path:
+    """Where the drills lie, a folder each."""
+    return userdata / "drills"
+
+
 def drill_folder(userdata: Path, drill: str) -> Path:
     """Where everything of one drill lies."""
-    return userdata / "drills" / drill
+    return drills_folder(userdata) / drill
 
 
 def fires_file(userdata: Path, drill: str) -> Path:
@@ -40,7 +48,21 @@ def fires_file(userdata: Path, drill: str) -> Path:
 
 
 def read_starts(file: Path) -> list[Start]:
-    """The starts in the log, in the order of their writing; a missing file holds none."""
+    """The starts in the log, in the order of their writing; a missing file holds none.
+
+    OperationFailed for a line that is not a probe's.
+    """
     if not file.exists():
         return []
-    return [Start(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [_read_start(file, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _read_start(file: Path, number: int, line: str) -> Start:
+    try:
+        start = Start(**json.loads(line))
+        if not math.isfinite(start.time + start.scheduled_for):
+            raise ValueError("not a time")
+    except (ValueError, TypeError) as error:
+        raise OperationFailed(f"{file}, line {number}, is not a probe's: {line[:100]!r}") from error
+    return start

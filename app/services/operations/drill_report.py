@@ -12,12 +12,14 @@ from typing import Any
 import jinja2
 
 from app.services.operations.drill_log import Start
-from app.services.operations.drill_verdict import Row, Verdict
+from app.services.operations.drill_verdict import NEVER_STARTED, Row, Verdict
 from app.version import VERSION
 
 _WIDTH, _LEFT, _LANE, _TOP = 1200, 150, 90, 40  # of the picture, in its own units
 _ON_TIME_S, _LATE_S = 1.0, 3.0
-_NEVER_STARTED = "no start"
+_NO_START = "no start"
+_LABELLED_FAULTS = 12
+"""So many are written out above the picture; of more only the numbers, by which the table knows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,9 @@ def _picture(
     moments = [start.time for start in starts] + [row.last for row in rows] + [f.fault.end for f in verdict.faults]
     span = max(1.0, max(moments, default=begin) - begin)
     nodes = sorted({start.node for start in starts})
-    unstarted = [row for row in rows if row.outcome in ("missed", "coalesced", "skipped", "cancelled")]
-    lanes = [*nodes, _NEVER_STARTED] if unstarted else nodes
+    unstarted = [row for row in rows if row.outcome in (*NEVER_STARTED, "cancelled")]
+    lanes = [*nodes, _NO_START] if unstarted else nodes
+    targets = {figures.fault.node: figures.fault.target for figures in verdict.faults}
     heights = {job_id: (index + 0.5) / len(first) for index, job_id in enumerate(first)}
     lost = {row.run_id for row in rows if row.outcome == "lost"}
 
@@ -72,7 +75,7 @@ def _picture(
         return round(_LEFT + (moment - begin) / span * (_WIDTH - _LEFT - 20), 1)
 
     def down(lane: str, job_id: str) -> float:
-        return round(_TOP + (lanes.index(lane) + 0.08 + 0.84 * heights[job_id]) * _LANE, 1)
+        return round(_TOP + (lanes.index(lane) + 0.08 + 0.84 * heights.get(job_id, 0.5)) * _LANE, 1)
 
     marks = [
         _Mark(
@@ -87,7 +90,7 @@ def _picture(
     marks += [
         _Mark(
             across(row.last),
-            down(_NEVER_STARTED, row.job_id),
+            down(_NO_START, row.job_id),
             "unstarted",
             f"{row.job_id}: {row.outcome} {_clock(row.first)} to {_clock(row.last)}",
         )
@@ -97,11 +100,13 @@ def _picture(
         {
             "x": across(figures.fault.begin),
             "width": max(2.0, across(figures.fault.end) - across(figures.fault.begin)),
-            "label": f"{figures.fault.kind} {figures.fault.target}",
+            "title": f"{figures.fault.kind} {figures.fault.target}",
+            "label": f"{number} {figures.fault.kind}" if len(verdict.faults) <= _LABELLED_FAULTS else str(number),
+            "lane": lanes.index(figures.fault.node) if figures.fault.node in lanes else None,
         }
-        for figures in verdict.faults
+        for number, figures in enumerate(verdict.faults, 1)
     ]
-    step = next(step for step in (5, 10, 30, 60, 300, 600, 3600, 86_400) if span / step <= 12)
+    step = next((step for step in (5, 10, 30, 60, 300, 600, 3600) if span / step <= 12), 86_400)
     ticks = [{"x": across(begin + at), "label": _clock(begin + at)} for at in range(0, int(span) + 1, step)]
     return {
         "width": _WIDTH,
@@ -109,7 +114,7 @@ def _picture(
         "left": _LEFT,
         "top": _TOP,
         "lane": _LANE,
-        "lanes": lanes,
+        "lanes": [{"name": targets.get(lane, lane), "node": lane} for lane in lanes],
         "marks": marks,
         "bands": bands,
         "ticks": ticks,

@@ -5,6 +5,7 @@ Plain data in, plain data out. Times are seconds since the epoch, lateness and r
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from app.services.operations.drill_log import Start
 
 _ACTIVE = ("pending", "running")
 _WROTE_ITS_LINE = ("success", "failed")
+NEVER_STARTED = ("missed", "coalesced", "skipped")
 _SAME_MOMENT_S = 0.001
 """The log's times are floats."""
 
@@ -25,19 +27,22 @@ class Row:
     job_id: str
     first: float
     last: float
+    count: int
     attempt: int
     outcome: str
-    node: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What was done to the stack: `kind` and `target` as the script names them, from `begin` to `end`."""
+    """What was done to the stack: `kind` and `target` as the script names them, from `begin` to `end`.
+
+    `node`: the name that the scheduler or worker in the target goes by; empty when it is neither."""
 
     kind: str
     target: str
     begin: float
     end: float
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +67,15 @@ class Verdict:
     contradictions: list[str] = field(default_factory=list)
     unfinished: int = 0
     lateness: dict[str, float] = field(default_factory=dict)
+    """In seconds, of the first attempts: p50, p99, max."""
     faults: list[FaultFigures] = field(default_factory=list)
 
     @property
     def proven(self) -> bool:
-        """Whether every fire was started at most once, and none vanished."""
-        return bool(self.due) and not (self.duplicates or self.absent or self.contradictions or self.unfinished)
+        """Whether every fire was started at most once, and none vanished. A drill in which nothing was due, or nothing
+        started, proves nothing."""
+        flawless = not (self.duplicates or self.absent or self.contradictions or self.unfinished)
+        return flawless and self.due > 0 and self.starts > 0
 
 
 def moments(first: float, period: float, until: float) -> list[float]:
@@ -81,19 +89,28 @@ def judge(
     rows: Sequence[Row],
     faults: Sequence[Fault],
 ) -> Verdict:
-    """Compares the moments due of each job with the probes' own log and with the ledger."""
-    due = sum(map(len, expected.values()))
+    """Compares the moments due of each job, oldest first, with the probes' own log and with the ledger."""
+    starts = sorted(starts, key=lambda start: start.time)
     return Verdict(
-        due=due,
+        due=sum(map(len, expected.values())),
         starts=len(starts),
-        outcomes=_outcomes(expected, rows),
+        outcomes=_outcomes(rows),
         duplicates=_duplicates(starts),
         absent=_absent(expected, rows),
-        contradictions=_contradictions(starts, rows),
+        contradictions=_contradictions(expected, starts, rows),
         unfinished=sum(row.outcome in _ACTIVE for row in rows),
         lateness=_lateness(starts),
         faults=[_figures(fault, expected, starts) for fault in faults],
     )
+
+
+def _within(row: Row, due: Sequence[float]) -> range:
+    """Which of the moments due the row accounts for, by their places."""
+    return range(bisect_left(due, row.first - _SAME_MOMENT_S), bisect_right(due, row.last + _SAME_MOMENT_S))
+
+
+def _is_due(moment: float, due: Sequence[float]) -> bool:
+    return bisect_left(due, moment - _SAME_MOMENT_S) < bisect_right(due, moment + _SAME_MOMENT_S)
 
 
 def _duplicates(starts: Sequence[Start]) -> list[str]:
@@ -109,37 +126,54 @@ def _duplicates(starts: Sequence[Start]) -> list[str]:
 
 
 def _absent(expected: Mapping[str, Sequence[float]], rows: Sequence[Row]) -> list[str]:
-    covered: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    covered: dict[str, set[int]] = defaultdict(set)
     for row in rows:
-        covered[row.job_id].append((row.first - _SAME_MOMENT_S, row.last + _SAME_MOMENT_S))
+        covered[row.job_id].update(_within(row, expected.get(row.job_id, ())))
     return [
         f"{job_id} at {moment:.3f} is not in the ledger"
         for job_id, due in sorted(expected.items())
-        for moment in due
-        if not any(first <= moment <= last for first, last in covered[job_id])
+        for place, moment in enumerate(due)
+        if place not in covered[job_id]
     ]
 
 
-def _contradictions(starts: Sequence[Start], rows: Sequence[Row]) -> list[str]:
+def _contradictions(expected: Mapping[str, Sequence[float]], starts: Sequence[Start], rows: Sequence[Row]) -> list[str]:
+    """What the three sources say that cannot all be true."""
+    by_run = {row.run_id: row for row in rows}
     written = {start.run_id for start in starts}
-    on_record = {row.run_id for row in rows}
-    return [
-        f"{start.job_id} was started as run {start.run_id}, which the ledger does not know"
-        for start in starts
-        if start.run_id not in on_record
-    ] + [
-        f"run {row.run_id} of {row.job_id} is {row.outcome} in the ledger, and its probe wrote nothing"
-        for row in rows
-        if row.outcome in _WROTE_ITS_LINE and row.run_id not in written
-    ]
+    found = []
+    for start in starts:
+        row = by_run.get(start.run_id)
+        if row is None:
+            found.append(f"{start.job_id} was started as run {start.run_id}, which the ledger does not know")
+        elif row.outcome in NEVER_STARTED:
+            found.append(f"run {start.run_id} of {start.job_id} is {row.outcome} in the ledger, and was started")
+        if not _is_due(start.scheduled_for, expected.get(start.job_id, ())):
+            found.append(f"{start.job_id} was started for {start.scheduled_for:.3f}, when it was not due")
+        if start.time < start.scheduled_for - _SAME_MOMENT_S:
+            found.append(f"{start.job_id} was started before {start.scheduled_for:.3f}, at {start.time:.3f}")
+    told: dict[tuple[str, int, int], str] = {}
+    for row in rows:
+        if row.outcome in _WROTE_ITS_LINE and row.run_id not in written:
+            found.append(
+                f"run {row.run_id} of {row.job_id} is {row.outcome} in the ledger, and its probe wrote nothing"
+            )
+        places = _within(row, expected.get(row.job_id, ()))
+        if len(places) != row.count:
+            found.append(f"run {row.run_id} of {row.job_id} counts {row.count} moments where {len(places)} were due")
+        for place in places:
+            other = told.setdefault((row.job_id, place, row.attempt), row.run_id)
+            if other != row.run_id:
+                moment = expected[row.job_id][place]
+                found.append(f"{row.job_id} at {moment:.3f} is in the ledger twice: runs {other} and {row.run_id}")
+    return found
 
 
-def _outcomes(expected: Mapping[str, Sequence[float]], rows: Sequence[Row]) -> dict[str, int]:
+def _outcomes(rows: Sequence[Row]) -> dict[str, int]:
+    """How many moments had which outcome; second attempts are counted as `retried`."""
     counted: Counter[str] = Counter()
     for row in rows:
-        if row.attempt == 1:
-            inside = (moment for moment in expected.get(row.job_id, ()) if row.first - _SAME_MOMENT_S <= moment)
-            counted[row.outcome] += sum(moment <= row.last + _SAME_MOMENT_S for moment in inside)
+        counted[row.outcome if row.attempt == 1 else "retried"] += row.count
     return dict(sorted(counted.items()))
 
 
@@ -153,14 +187,21 @@ def _lateness(starts: Sequence[Start]) -> dict[str, float]:
 
 
 def _figures(fault: Fault, expected: Mapping[str, Sequence[float]], starts: Sequence[Start]) -> FaultFigures:
-    first: dict[str, Start] = {}
-    for start in sorted(starts, key=lambda start: start.time):
+    """`starts` in the order of their times."""
+    begin = bisect_left(starts, fault.begin, key=lambda start: start.time)
+    # Per job: its earliest moment after the fault that was started, and how soon anything of it was started.
+    next_fire: dict[str, Start] = {}
+    again: dict[str, float] = {}
+    for start in starts[begin:]:
         if start.scheduled_for >= fault.begin:
-            first.setdefault(start.job_id, start)
-    if not first or len(first) < len(expected):
+            again.setdefault(start.job_id, start.time)
+            known = next_fire.setdefault(start.job_id, start)
+            if start.scheduled_for < known.scheduled_for:
+                next_fire[start.job_id] = start
+    if not expected or len(again) < len(expected):
         return FaultFigures(fault, None, None)
     return FaultFigures(
         fault,
-        round(max(start.lateness_s for start in first.values()), 3),
-        round(max(start.time for start in first.values()) - fault.begin, 3),
+        round(max(start.lateness_s for start in next_fire.values()), 3),
+        round(max(again.values()) - fault.begin, 3),
     )

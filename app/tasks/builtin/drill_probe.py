@@ -17,7 +17,9 @@ from app.tasks import task
 
 @task("drill_probe", description="Writes down that it was started, for scripts/prove_once.sh")
 def drill_probe(drill: Annotated[str, Field(pattern=DRILL_PATTERN)], *, run: RunContext) -> None:
-    """Adds a line to the drill's log, whole or not at all."""
+    """Adds a line to the drill's log, whole or not at all. A run that a person asked for is no fire."""
+    if run.kind == "manual":
+        return
     line = {
         "run_id": run.id,
         "job_id": run.job_id,
