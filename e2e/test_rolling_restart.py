@@ -97,7 +97,7 @@ def containers(stack: Stack, *services: str) -> dict[str, set[str]]:
 def roll(stack: Stack, *services: str) -> None:
     """Restarts the services under load and with probes that fire all the time."""
     before = containers(stack, *DOUBLED, *SINGLE)
-    probes = Probes(stack, 10)
+    probes = Probes(stack, 10, prefix=f"rolling-{len(services)}")
     probes.start()
     load = Load(stack)
     with ThreadPoolExecutor(1) as pool, probes.watch("rolling restart", ", ".join(services) or "all") as watch:
