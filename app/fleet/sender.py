@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from app.db.clock import now_us
 from app.ledger.runs import Ticket
 
 logger = logging.getLogger(__name__)
@@ -22,6 +21,9 @@ AGAIN_S = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 STILL_QUEUED_S = 600.0
 """The same, while the broker holds at least as many messages as wait here: most likely they are these, and a queue that
 is long would only become longer."""
+_STILL_NAMED_S = 1.2
+"""What the scheduler named so lately is most likely still pending; all else has begun, and no message for it is sent
+again."""
 _FORGET_S = 10.0
 """What the scheduler has not named for so long is pending no more."""
 _RETRY_S = (0.5, 1.0, 2.0)
@@ -116,14 +118,20 @@ class Sender:
             if known is not None and known.ticket.epoch == ticket.epoch:
                 known.named_at = now
                 continue
-            wait_s = 0.0 if ticket.not_before is None else max(0.0, (ticket.not_before - now_us()) / 1_000_000)
-            self._waiting[ticket.run_id] = _Waiting(ticket, now, now + wait_s)
+            self._waiting[ticket.run_id] = _Waiting(ticket, named_at=now, due_at=now)
         for run_id in [run_id for run_id, w in self._waiting.items() if now - w.named_at > _FORGET_S]:
             del self._waiting[run_id]
 
     def _send_due(self) -> None:
         now = time.monotonic()
-        due = [waiting for waiting in self._waiting.values() if waiting.due_at <= now]
+        due: list[_Waiting] = []
+        for waiting in self._waiting.values():
+            if waiting.due_at > now:
+                continue
+            if waiting.times and now - waiting.named_at > _STILL_NAMED_S:
+                waiting.due_at = now + AGAIN_S[0]  # it may be named again: the scheduler could not reach its store
+            else:
+                due.append(waiting)
         if not due:
             return
         due.sort(key=lambda w: (-w.ticket.priority, w.ticket.scheduled_for))

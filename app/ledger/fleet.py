@@ -10,7 +10,7 @@ class Fleet(Protocol):
     """Carries pending runs of the executor `celery` to the workers; app.fleet has one."""
 
     def send(self, tickets: Sequence[Ticket]) -> None:
-        """Takes all runs of this node that wait for a worker, about once a second; returns at once.
+        """Takes all runs of this node that may go to a worker now, about once a second; returns at once.
 
         It remembers what it sent, and sends again what stays pending for too long: a message may be lost or come
         twice, because the ledger's door opens once.

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -140,6 +140,24 @@ def test_what_waits_no_more_is_not_sent_again(
     threading.Event().wait(0.07)
     sender.send([ticket("2")])
     let_pass(lambda: broker.sent.count("1") == 1, 0.4)
+
+
+def test_what_was_taken_by_a_worker_is_not_sent_again(
+    sender: Sender, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STILL_NAMED_S", 0.05)
+    sender.send([ticket()])
+    wait_until(lambda: broker.sent, "the message")
+    broker.queue.clear()  # a worker has it, and the scheduler names it no more
+    let_pass(lambda: broker.sent == ["1"], 0.6)
+
+
+def test_what_the_scheduler_names_is_sent_at_once_whatever_this_machines_clock_says(
+    sender: Sender, broker: MemoryBroker
+) -> None:
+    hour_s = 3600
+    sender.send([replace(ticket(), attempt=2, not_before=round((time.time() + hour_s) * 1_000_000))])
+    wait_until(lambda: broker.sent, "the message", timeout_s=5)
 
 
 def test_a_new_epoch_is_a_new_message(sender: Sender, broker: MemoryBroker) -> None:
