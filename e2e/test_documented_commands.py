@@ -22,6 +22,7 @@ ELSEWHERE = {
     "./scripts/up.sh --shape ha": "e2e/test_shapes.py",
     "docker compose up --detach --scale scheduler=3 --scale web=3 --scale worker=3": "e2e/test_shapes.py",
     "./scripts/test.sh": "whoever reads this result",
+    "./scripts/prove_once.sh --yes --minutes 5": "e2e/test_prove_once.py",
     "./scripts/reset_jobstore.sh --yes": "e2e/test_backup_reset.py",
 }
 

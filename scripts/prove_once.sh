@@ -37,7 +37,7 @@ fire, report.json) lies in userdata/drills/ of the stack, where the newest ten d
   --faults LIST      of kill, freeze, cut, database, separated by commas; all that the stack allows when not given:
                      cut and database are for the shape ha
   --seed N           repeats the choices of an earlier drill, 0 to 32767
-  --report FOLDER    copies the report to this folder of the host
+  --report FOLDER    copies report.html and report.json to this folder of the host
   --help             this text
 
 Interrupted, it mends what it harmed and deletes the probes.
@@ -162,7 +162,7 @@ well() {
   for container in $(containers_of "$SERVICE"); do
     if [[ $(health_of "$container") == healthy ]]; then
       echo "$container"
-      return
+      return 0 # said, because it also runs in a trap, where a bare return repeats the status from before
     fi
   done
   die "no container of $SERVICE is healthy; docker compose ps tells more"
@@ -315,10 +315,12 @@ stop_probes() {
 }
 
 copy_report() {
-  # As a stream: newer clients of docker comment on a copy.
-  docker cp "$1:/app/userdata/drills/$2/." - | tar --extract --no-same-owner --directory "$report" ||
-    die "the report could not be copied to $report; it is in userdata/drills/$2 of the stack"
-  step "the report is in $report"
+  local file
+  for file in report.html report.json; do
+    docker exec "$1" cat "userdata/drills/$2/$file" > "$report/$file" ||
+      die "$file could not be copied to $report; it is in userdata/drills/$2 of the stack"
+  done
+  step "the report is $report/report.html"
 }
 
 main() {
