@@ -614,20 +614,20 @@ class LedgerScheduler(BackgroundScheduler):
             self._adopt = True  # a commit whose fate is unknown may have left this node runs
             raise
         failpoints.reach("claim.committed")
-        self._dispatch(claimed.tickets)
+        self._dispatch(claimed.tickets, now)
         self._dispatcher.stop(cancelled, "cancel")
         if beat_due:
             self._clocks.beat = started
         self._tell_folded(claimed)
         return claimed
 
-    def _dispatch(self, tickets: list[Ticket]) -> None:
-        """Starts them here; those of the workers are carried to them later in this turn."""
+    def _dispatch(self, tickets: list[Ticket], now: int) -> None:
+        """Starts them here, at `now` of the database's clock; those of the workers are carried there later in this turn."""
         if self._fleet is not None:
             here = [ticket for ticket in tickets if ticket.executor != FLEET_EXECUTOR]
             self._carry |= len(here) < len(tickets)
             tickets = here
-        self._dispatcher.add(tickets)
+        self._dispatcher.add(tickets, now=now)
 
     def _room(self) -> dict[str, int] | None:
         """Free places by executor; None for a scheduler that has nobody to leave anything to."""
@@ -684,7 +684,7 @@ class LedgerScheduler(BackgroundScheduler):
                 recovered = recover(connection, me=self.node_id, suspects=suspects, now=now, alerts=self._ledger.alerts)
             for node in suspects.dead:
                 remove_lock_file(node)
-            self._dispatch(recovered.tickets)
+            self._dispatch(recovered.tickets, now)
             self._dispatcher.outcomes["lost"] += len(recovered.lost)
         self._carry = True
         if now_s - self._clocks.purge >= _PURGE_NODES_S:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
-from app.db.clock import now_us
 from app.db.engines import database_now_us
 from app.ledger import failpoints
 from app.ledger.claim import find_crowded
@@ -35,6 +34,7 @@ _ENDS_ENOUGH = 256
 _RETRY_S = 0.25
 _CROWDED_S = 0.25
 """Between two looks whether an instance elsewhere has ended for which a run of the same job waits here."""
+_LIMITS_SPARE = 256
 _COMPLAIN_S = 30.0
 _LATENESS_KEPT = 1000
 
@@ -113,7 +113,6 @@ class Dispatcher:
         self._ends: deque[tuple[float, Finish]] = deque()
         self._postponed: list[tuple[float, int, Ticket]] = []  # a heap by the moment (monotonic) of the next try
         self._limits: list[tuple[float, int, Ticket, StopReason]] = []  # a heap by the moment that a limit is over
-        self._clock_offset_us = 0  # of the database's clock against this machine's
         self._closing = self._stopped = self._recording = False
         self._retry_at = 0.0
         self._complained_at = float("-inf")
@@ -125,8 +124,9 @@ class Dispatcher:
         """Begins to work."""
         self._thread.start()
 
-    def add(self, tickets: Iterable[Ticket]) -> None:
-        """Takes claimed runs in. One that is here already stays as it is."""
+    def add(self, tickets: Iterable[Ticket], *, now: int) -> None:
+        """Takes claimed runs in, at `now` (microseconds) of the database's clock, because this machine's may be an hour
+        off. One that is here already stays as it is."""
         with self._changed:
             for ticket in tickets:
                 if ticket.run_id not in self._known and not self._closing:
@@ -134,7 +134,7 @@ class Dispatcher:
                     if ticket.not_before is None:
                         self._enqueue(ticket)
                     else:
-                        self._postpone(ticket, self._moment(ticket.not_before))
+                        self._postpone(ticket, _moment(ticket.not_before, now))
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -217,10 +217,6 @@ class Dispatcher:
 
     def _postpone(self, ticket: Ticket, until: float) -> None:
         heapq.heappush(self._postponed, (until, next(self._order), ticket))
-
-    def _moment(self, at_us: int) -> float:
-        """A moment of the database's clock on the monotonic one."""
-        return time.monotonic() + (at_us - now_us() - self._clock_offset_us) / 1_000_000
 
     def _work(self) -> None:
         while True:
@@ -313,7 +309,6 @@ class Dispatcher:
     def _record(self, batch: _Batch) -> _Recorded:
         with self._transaction() as connection:
             now = database_now_us(connection)
-            self._clock_offset_us = now - now_us()
             late: list[Ticket] = []
             timely: list[Ticket] = []
             postponed: dict[str, float] = {}
@@ -322,7 +317,7 @@ class Dispatcher:
                 if is_too_late(ticket, now):
                     late.append(ticket)
                 elif ticket.not_before is not None and ticket.not_before > now:
-                    postponed[ticket.run_id] = self._moment(ticket.not_before)
+                    postponed[ticket.run_id] = _moment(ticket.not_before, now)
                 elif ticket.run_id in crowded:
                     postponed[ticket.run_id] = time.monotonic() + _CROWDED_S
                 else:
@@ -376,6 +371,9 @@ class Dispatcher:
         for reason, seconds in limits:
             if seconds is not None:
                 heapq.heappush(self._limits, (now + seconds, next(self._order), ticket, reason))
+        if len(self._limits) > 4 * len(self._in_progress) + _LIMITS_SPARE:  # most are of runs that ended long before
+            self._limits = [limit for limit in self._limits if limit[2].run_id in self._in_progress]
+            heapq.heapify(self._limits)
 
     def _submit(self, ticket: Ticket) -> None:
         self._started(ticket)
@@ -429,6 +427,11 @@ class Dispatcher:
                     self._enqueue(ticket)
         if batch.ends:  # they may be on record, and with them next attempts that are not here
             self._adopt()
+
+
+def _moment(at_us: int, now: int) -> float:
+    """A moment of the database's clock, which says `now`, on the monotonic one."""
+    return time.monotonic() + (at_us - now) / 1_000_000
 
 
 def _reach(batch: _Batch, step: str) -> None:

@@ -358,6 +358,7 @@ class Ledger:
     def _edit(self, job_id: str | None = None) -> Iterator[tuple[Connection, int]]:
         """A write transaction with its time; what is due of `job_id` is claimed first; wakes the loop at the end."""
         with ExitStack() as stack:
+            stack.callback(self._wake)  # after an error too: a commit of unknown fate may have left the loop runs
             if self._shared is None:
                 connection = stack.enter_context(write_transaction(self.engine))
                 now = database_now_us(connection)
@@ -366,7 +367,6 @@ class Ledger:
             if job_id is not None:
                 self._settle(connection, job_id, now)
             yield connection, now
-        self._wake()
 
     def _settle(self, connection: Connection, job_id: str, now: int) -> None:
         """Claims every moment of the job that is due, however many looks that takes."""

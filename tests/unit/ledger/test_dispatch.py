@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import Connection, update
 
+from app.db.clock import to_us
 from app.db.engines import write_transaction
 from app.db.jobstore_tables import runs
 from app.ledger import Ending, Ticket
@@ -19,6 +20,8 @@ from app.ledger.dispatch import Dispatcher
 from app.ledger.stopping import StopReason
 
 from .conftest import Store, wait_until
+
+NOW = to_us(datetime.now(UTC))
 
 
 def ticket(number: int, job_id: str = "job", *, max_instances: int = 1) -> Ticket:
@@ -116,14 +119,14 @@ def test_a_start_on_record_is_carried_out_though_its_commit_seemed_to_fail_and_i
     with write_transaction(store.engine) as connection:
         connection.execute(update(runs).values(outcome="running", started_at=0))  # the commit that came through
     late = replace(taken, scheduled_for=taken.scheduled_for - 400_000_000)
-    dispatcher.add([late])
+    dispatcher.add([late], now=NOW)
     wait_until(lambda: bench.submitted, "the task")
     assert [run["outcome"] for run in store.runs()] == ["running"]
 
 
 def test_a_failed_commit_of_unknown_fate_starts_a_run_once(store: Store, bench: Bench, dispatcher: Dispatcher) -> None:
     bench.failures = [OSError("the connection broke after the commit")]
-    dispatcher.add([claimed(store)])
+    dispatcher.add([claimed(store)], now=NOW)
     wait_until(lambda: bench.submitted, "the task")
     assert len(bench.submitted) == 1
 
@@ -132,9 +135,9 @@ def test_a_shut_door_makes_the_node_look_for_what_it_owns(store: Store, bench: B
     taken = claimed(store)
     with write_transaction(store.engine) as connection:
         connection.execute(update(runs).values(epoch=3))  # taken over, and taken back
-    dispatcher.add([taken])
+    dispatcher.add([taken], now=NOW)
     wait_until(lambda: bench.adoptions, "the look")
-    dispatcher.add([replace(taken, epoch=3)])
+    dispatcher.add([replace(taken, epoch=3)], now=NOW)
     wait_until(lambda: bench.submitted, "the task")
 
 
@@ -142,14 +145,14 @@ def test_a_run_whose_process_died_is_run_again_once_where_its_job_says_so(
     store: Store, bench: Bench, dispatcher: Dispatcher
 ) -> None:
     first = claimed(store, retry_on_loss=True)
-    dispatcher.add([first])
+    dispatcher.add([first], now=NOW)
     wait_until(lambda: bench.ends, "the task")
     bench.end(first.run_id, "lost")
     wait_until(lambda: bench.adoptions, "the look for the second attempt")
     (second,) = store.runs(attempt=2)
     assert (second["outcome"], second["owner"]) == ("pending", "n1")
     again = replace(first, run_id=second["run_id"], attempt=2)
-    dispatcher.add([again])
+    dispatcher.add([again], now=NOW)
     wait_until(lambda: bench.ends, "the second attempt")
     bench.end(again.run_id, "lost")
     wait_until(lambda: len(store.runs(outcome="lost")) == 2, "its end")
@@ -162,7 +165,7 @@ def test_an_outage_is_told_of_once_not_at_every_try(
     bench.outage = True
     tries: list[float] = []
     with caplog.at_level(logging.WARNING, "app.ledger.dispatch"):
-        dispatcher.add([claimed(store)])
+        dispatcher.add([claimed(store)], now=NOW)
         for _ in range(4):
             wait_until(lambda: dispatcher._retry_at not in {*tries, 0.0}, "one more try")
             tries.append(dispatcher._retry_at)
@@ -174,8 +177,8 @@ def test_an_outage_is_told_of_once_not_at_every_try(
 
 def test_a_long_queue_of_one_job_costs_nothing_at_the_next_look_and_runs_in_order(bench: Bench) -> None:
     dispatcher = bench.dispatcher(places=3)
-    dispatcher.add(ticket(number) for number in reversed(range(2000)))
-    dispatcher.add([ticket(5000, "other")])
+    dispatcher.add((ticket(number) for number in reversed(range(2000))), now=NOW)
+    dispatcher.add([ticket(5000, "other")], now=NOW)
     assert [taken.run_id for taken in dispatcher._take(dispatcher._lanes["default"])] == ["job-0", "other-5000"]
     assert dispatcher._lanes["default"].waiting == []
     assert dispatcher.queued() == 1999
@@ -190,7 +193,7 @@ def test_a_long_queue_of_one_job_costs_nothing_at_the_next_look_and_runs_in_orde
 def test_more_instances_become_free_one_by_one(bench: Bench) -> None:
     dispatcher = bench.dispatcher()
     lane = dispatcher._lanes["default"]
-    dispatcher.add(ticket(number, max_instances=2) for number in range(5))
+    dispatcher.add((ticket(number, max_instances=2) for number in range(5)), now=NOW)
     assert [taken.scheduled_for for taken in dispatcher._take(lane)] == [0, 1]
     dispatcher._leave(ticket(1))
     dispatcher._leave(ticket(0))
@@ -204,7 +207,7 @@ def test_a_run_whose_start_may_be_on_record_is_not_given_away(
     small = bench.dispatcher(places=1)
     small.start()
     bench.failures = [OSError("the connection broke after the commit")]
-    small.add([uncertain])
+    small.add([uncertain], now=NOW)
     wait_until(lambda: not bench.failures, "the commit of unknown fate")
     with small._changed:  # before the next try
         small._lanes["default"].taken += 1  # another run has the only place
@@ -223,9 +226,29 @@ def test_an_end_of_unknown_fate_makes_the_node_look_for_the_next_attempt(
     store: Store, bench: Bench, dispatcher: Dispatcher
 ) -> None:
     first = claimed(store, max_attempts=2, retry_delay=60)
-    dispatcher.add([first])
+    dispatcher.add([first], now=NOW)
     wait_until(lambda: bench.ends, "the task")
     bench.failures = [OSError("the connection broke after the commit")]
     adoptions = bench.adoptions
     bench.end(first.run_id, "failed")
     wait_until(lambda: len(store.runs()) == 2 and bench.adoptions > adoptions, "the look")
+
+
+def test_an_attempt_waits_by_the_databases_clock(bench: Bench) -> None:
+    dispatcher = bench.dispatcher()
+    hour_us = 3_600_000_000
+    # This machine's clock is an hour behind the database's.
+    dispatcher.add([replace(ticket(1), not_before=NOW + hour_us + 5_000_000)], now=NOW + hour_us)
+    ((until, _, _),) = dispatcher._postponed
+    assert 0 < until - time.monotonic() <= 5
+
+
+def test_limits_of_runs_that_ended_long_before_are_not_kept(bench: Bench) -> None:
+    dispatcher = bench.dispatcher()
+    count = 1000
+    for number in range(count):
+        limited = replace(ticket(number, "job"), time_limit=86_400)
+        dispatcher._in_progress[limited.run_id] = limited
+        dispatcher._set_limits(limited, time.monotonic())
+        del dispatcher._in_progress[limited.run_id]
+    assert len(dispatcher._limits) < count / 2

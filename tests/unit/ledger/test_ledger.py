@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Connection, Engine, event
 
 from app.db.clock import from_us
 from app.db.engines import create_engine_for, write_transaction
 from app.errors import NotFound, PreconditionFailed, ValidationError
 from app.ledger import Job, NewJob
+from app.ledger import ledger as ledger_module
 from app.ledger.fates import MOMENTS_PER_LOOK
 from app.ledger.ledger import _insert_job
 
@@ -31,6 +34,26 @@ def stored(store: Store, job_id: str = "builtin") -> Job:
     job = store.ledger.get_job(job_id, include_deleted=True)
     assert job is not None
     return job
+
+
+class TestUnknownCommits:
+    def test_the_loop_is_woken_for_a_run_whose_commit_came_through_though_it_seemed_to_fail(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.add()
+        woken: list[int] = []
+        store.ledger.attach("n1", lambda: woken.append(len(store.runs(kind="manual"))))
+
+        @contextmanager
+        def broken(engine: Engine) -> Iterator[Connection]:
+            with write_transaction(engine) as connection:
+                yield connection
+            raise OSError("the connection broke after the commit")
+
+        monkeypatch.setattr(ledger_module, "write_transaction", broken)
+        with pytest.raises(OSError, match="broke"):
+            store.ledger.request_run("job", "alice")
+        assert woken == [1]
 
 
 class TestEdits:
