@@ -49,7 +49,7 @@ parse_arguments() {
         usage
         exit 0
         ;;
-      *) die "unknown argument '$1'; accepted: --reason, --keep, --copy-to, --json, --help" ;;
+      *) usage_error "unknown argument '$1'; accepted: --reason, --keep, --copy-to, --json, --help" ;;
     esac
     shift
   done

@@ -53,7 +53,7 @@ parse_arguments() {
         usage
         exit 0
         ;;
-      *) die "unknown argument '$1'; accepted: --yes, --dry-run, --help" ;;
+      *) usage_error "unknown argument '$1'; accepted: --yes, --dry-run, --help" ;;
     esac
     shift
   done
