@@ -622,7 +622,7 @@ class LedgerScheduler(BackgroundScheduler):
         return claimed
 
     def _dispatch(self, tickets: list[Ticket], now: int) -> None:
-        """Starts them here, at `now` of the database's clock; those of the workers are carried there later in this turn."""
+        """Starts them here, at `now` by the store's clock; those of the workers are carried there later in the turn."""
         if self._fleet is not None:
             here = [ticket for ticket in tickets if ticket.executor != FLEET_EXECUTOR]
             self._carry |= len(here) < len(tickets)
@@ -633,7 +633,8 @@ class LedgerScheduler(BackgroundScheduler):
         """Free places by executor; None for a scheduler that has nobody to leave anything to."""
         if not self._peers:
             return None
-        return {**self._dispatcher.free(), FLEET_EXECUTOR: JOBS_PER_LOOK}
+        fleet = {} if self._fleet is None else {FLEET_EXECUTOR: JOBS_PER_LOOK}
+        return {**self._dispatcher.free(), **fleet}
 
     def _gifts(self) -> dict[str, list[Ticket]]:
         """Runs that wait here for a place, by the node that says it has one."""

@@ -1,11 +1,12 @@
 """Claim before run: in one transaction the due moments get their rows, and the jobs their next run time."""
 
 import logging
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, func, literal, or_, select, update
+from sqlalchemy import Connection, Select, bindparam, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.jobstore_tables import IS_ACTIVE, Row, jobs, runs
@@ -62,24 +63,40 @@ class Claimed:
 
 
 def due_jobs(
-    now: int, *, only: str | None = None, limit: int = JOBS_PER_LOOK, room: Mapping[str, int] | None = None
+    now: int, *, only: str | None = None, limit: int = JOBS_PER_LOOK, executor: str | None = None
 ) -> Select[Any]:
-    """The jobs with a moment due at `now`, the most urgent first; rows that another node claims are passed over.
-
-    `room` (free places by executor): what another node may have a place for is left to it for a while.
-    """
+    """The jobs with a moment due at `now`, the most urgent first; rows that another node claims are passed over."""
     query = select(*_CLAIM_COLUMNS).where(jobs.c.next_run_time <= now, jobs.c.problem.is_(None))
     if only is not None:
         # An edit waits for a claim that is under way; without the lock both would insert the same moments.
         return query.where(jobs.c.id == only).with_for_update()
-    if room is not None:
-        with_room = [executor for executor, places in room.items() if places > 0]
-        query = query.where(or_(jobs.c.executor.in_(with_room), jobs.c.next_run_time < now - LEFT_TO_OTHERS_US))
+    if executor is not None:
+        query = query.where(jobs.c.executor == executor)
     return (
         query.order_by(jobs.c.priority.desc(), jobs.c.next_run_time, jobs.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)  # PostgreSQL; SQLite's write lock is held already and it ignores this
     )
+
+
+def _due_with_room(connection: Connection, now: int, room: Mapping[str, int]) -> tuple[list[Row], bool]:
+    """Of each executor as many due jobs as it has places, and all that has been left to other nodes for a while;
+    whether there may be more of them.
+
+    One query for each: the places of one executor are none of another's.
+    """
+    queries = [
+        due_jobs(now, executor=executor, limit=min(places, JOBS_PER_LOOK))
+        for executor, places in room.items()
+        if places > 0
+    ]
+    found: dict[str, Row] = {}
+    more = False
+    for query in (*queries, due_jobs(now - LEFT_TO_OTHERS_US - 1)):
+        rows = connection.execute(query).mappings().all()
+        more |= len(rows) == JOBS_PER_LOOK
+        found.update((row["id"], row) for row in rows)
+    return list(found.values()), more
 
 
 def claim(
@@ -98,12 +115,16 @@ def claim(
     moments are announced. Nothing may be started before the transaction is committed. A job whose row cannot be
     read is set aside, with its content untouched.
     """
-    limit = JOBS_PER_LOOK if room is None else max(1, min(JOBS_PER_LOOK, sum(room.values())))
-    rows = connection.execute(due_jobs(now, only=only, limit=limit, room=room)).mappings().all()
+    rows: Sequence[Row]
+    if room is None or only is not None:
+        rows = connection.execute(due_jobs(now, only=only)).mappings().all()
+        more_due = len(rows) == JOBS_PER_LOOK
+    else:
+        rows, more_due = _due_with_room(connection, now, room)
     if not rows:
         return Claimed()
     active = active_counts(connection)
-    claimed = Claimed(more_due=len(rows) == limit)
+    claimed = Claimed(more_due=more_due)
     new_rows: list[dict[str, Any]] = []
     advances: list[dict[str, Any]] = []
     for row in rows:
@@ -159,20 +180,23 @@ def find_crowded(connection: Connection, tickets: Sequence[Ticket]) -> set[str]:
         return set()
     job = func.coalesce(runs.c.job_id, literal("", literal_execute=True))
     query = select(job, runs.c.run_id, runs.c.outcome).where(IS_ACTIVE, job.in_(crowded_jobs))
-    going = [tuple(row) for row in connection.execute(query)]
-    running = {run_id for _, run_id, outcome in going if outcome == "running"}
+    running: dict[str, set[str]] = {job_id: set() for job_id in crowded_jobs}
+    waiting: dict[str, list[str]] = {job_id: [] for job_id in crowded_jobs}
+    for job_id, run_id, outcome in connection.execute(query):
+        if outcome == "running":
+            running[job_id].add(run_id)
+        else:
+            waiting[job_id].append(run_id)
+    for run_ids in waiting.values():
+        run_ids.sort()  # not in the query: for its order a planner would walk all runs that there ever were
     return {
         ticket.run_id
         for ticket in tickets
         # One that is running on record, by a commit of unknown fate, has its instance: it would wait for those that
         # wait for it.
         if ticket.job_id in crowded_jobs
-        and ticket.run_id not in running
-        and ticket.max_instances
-        <= sum(
-            job_id == ticket.job_id and run_id != ticket.run_id and (outcome == "running" or run_id < ticket.run_id)
-            for job_id, run_id, outcome in going
-        )
+        and ticket.run_id not in running[ticket.job_id]
+        and ticket.max_instances <= len(running[ticket.job_id]) + bisect_left(waiting[ticket.job_id], ticket.run_id)
     }
 
 

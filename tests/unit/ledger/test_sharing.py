@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import insert, update
 
 from app.db.clock import to_us
 from app.db.engines import write_transaction
@@ -45,6 +47,11 @@ class TestRoom:
     def test_a_node_takes_as_many_as_it_has_places(self, store: Store) -> None:
         due_jobs(store, "a", "b", "c")
         assert claim_with_room(store, {"default": 2}) == ["a", "b"]
+
+    def test_the_places_of_one_executor_are_none_of_anothers(self, store: Store) -> None:
+        due_jobs(store, "a", "b", "c")
+        due_jobs(store, "fleet-1", "fleet-2", executor="celery")
+        assert claim_with_room(store, {"default": 1, "process": 7, "celery": 5000}) == ["a", "fleet-1", "fleet-2"]
 
     def test_a_full_executor_is_left_to_others_for_a_while_only(self, store: Store) -> None:
         due_jobs(store, "a")
@@ -86,6 +93,23 @@ class TestCrowd:
         first, second, *_ = self.tickets(store, 1)
         self.set_run(store, second, outcome="running")
         assert self.crowded(store, first, second) == {first.run_id}
+
+    def test_a_long_queue_is_looked_through_once(self, store: Store) -> None:
+        store.add(coalesce=False, misfire_grace_time=2000)
+        store.due_at(START)
+        tickets = store.claim(START + timedelta(seconds=1000)).tickets
+        template = next(iter(store.runs()))
+        with write_transaction(store.engine) as connection:
+            rows = [
+                {**template, "run_id": f"{n:032x}", "job_id": f"job-{n % 10}", "scheduled_for": n}
+                for n in range(20_000)
+            ]
+            connection.execute(insert(runs), rows)
+        tickets += [replace(tickets[0], run_id=row["run_id"], job_id=row["job_id"]) for row in rows]
+        began = time.monotonic()
+        crowded = self.crowded(store, *tickets)
+        assert len(crowded) == len(tickets) - 11
+        assert time.monotonic() - began < 5
 
     def test_a_worker_does_not_take_one_that_must_wait(self, store: Store) -> None:
         first, second, *_ = self.tickets(store, 1)
