@@ -24,6 +24,7 @@ ELSEWHERE = {
     "./scripts/test.sh": "whoever reads this result",
     "./scripts/prove_once.sh --yes --minutes 5": "e2e/test_prove_once.py",
     "./scripts/reset_jobstore.sh --yes": "e2e/test_backup_reset.py",
+    "./scripts/rolling_restart.sh": "e2e/test_rolling_restart.py",
 }
 
 
