@@ -23,12 +23,14 @@ faults_file=
 
 usage() {
   cat <<'EOT'
-Usage: scripts/prove_once.sh --yes [--minutes N] [--jobs N] [--executor NAME] [--faults LIST] [--seed N] [--report FOLDER]
+Usage: scripts/prove_once.sh --yes [--minutes N] [--jobs N] [--executor NAME] [--faults LIST] [--seed N]
+                             [--report FOLDER]
 
 For a staging stack, never for one that people rely on: runs probe jobs that fire every second, and about twice a minute
 kills, freezes or cuts off a scheduler, chosen at random, or restarts the database. Then it compares what was due, what
 the probes wrote down and what the ledger says, and prints a verdict. A report (report.html with a picture of every
-fire, report.json) lies in userdata/drills/ of the stack, where the newest ten drills are kept. docs/drill.md explains it.
+fire, report.json) lies in userdata/drills/ of the stack, where the newest ten drills are kept; docs/drill.md explains
+it.
 
   --yes              needed: this harms the running stack, and its alerts are real
   --minutes N        how long, 1 to 60; 5 when not given
