@@ -45,23 +45,39 @@ Stop = Callable[[Ticket, StopReason], None]
 
 _Entry = tuple[int, int, int, Ticket]
 """A claimed run in a heap: the most urgent first, then the earliest."""
+_Held = tuple[str, _Entry]
+"""One in the order of the run ids, in which the runs of a job get its instances (see find_crowded): when the first of
+them must wait for an instance elsewhere, so must all."""
 
 
 @dataclass(slots=True)
 class _Lane:
     """One executor: its places, and the claimed runs that wait for one; `held` by job where they wait for an
-    instance of it to end, so that a long queue of one job is not gone through at every look."""
+    instance of it to end, here or elsewhere, so that a long queue of one job is not gone through at every look."""
 
     places: int
     submit: Submit
     stop: Stop
     taken: int = 0
     waiting: list[_Entry] = field(default_factory=list)
-    held: dict[str, list[_Entry]] = field(default_factory=dict)
+    held: dict[str, list[_Held]] = field(default_factory=dict)
 
     def entries(self) -> list[_Entry]:
         """All that wait here."""
-        return [*self.waiting, *itertools.chain.from_iterable(self.held.values())]
+        held = itertools.chain.from_iterable(self.held.values())
+        return [*self.waiting, *(entry for _, entry in held)]
+
+    def hold(self, entry: _Entry, *, ahead: bool = False) -> None:
+        """Lays an entry aside until an instance of its job ends; `ahead` of all others, because it may have one."""
+        ticket = entry[-1]
+        heapq.heappush(self.held.setdefault(ticket.job_id, []), ("" if ahead else ticket.run_id, entry))
+
+    def let_go(self, job_id: str) -> None:
+        """Brings the first of a job's runs that are held back to those that wait for a place."""
+        if held := self.held.get(job_id):
+            heapq.heappush(self.waiting, heapq.heappop(held)[1])
+            if not held:
+                del self.held[job_id]
 
 
 @dataclass(slots=True)
@@ -72,10 +88,12 @@ class _Batch:
 
 @dataclass(slots=True)
 class _Recorded:
-    """What a batch came to: doors that opened, and starts that must wait until a moment of the monotonic clock."""
+    """What a batch came to: doors that opened, starts that must wait until a moment of the monotonic clock, and starts
+    that must wait for an instance elsewhere."""
 
     opened: Collection[str]
     postponed: dict[str, float] = field(default_factory=dict)
+    crowded: Collection[str] = ()
 
 
 class Dispatcher:
@@ -112,6 +130,7 @@ class Dispatcher:
         self._instances: Counter[str] = Counter()
         self._ends: deque[tuple[float, Finish]] = deque()
         self._postponed: list[tuple[float, int, Ticket]] = []  # a heap by the moment (monotonic) of the next try
+        self._crowded: dict[str, float] = {}  # by job, the moment of the next look for an instance that ended elsewhere
         self._limits: list[tuple[float, int, Ticket, StopReason]] = []  # a heap by the moment that a limit is over
         self._closing = self._stopped = self._recording = False
         self._retry_at = 0.0
@@ -147,6 +166,7 @@ class Dispatcher:
                 lane.held.clear()
             self._known.difference_update(ticket.run_id for *_, ticket in self._postponed)
             self._postponed.clear()
+            self._crowded.clear()
 
     def drain(self, deadline: float) -> bool:
         """Waits until all that was started is on record as ended, at most until `deadline` (monotonic clock).
@@ -193,6 +213,8 @@ class Dispatcher:
                 heapq.heapify(lane.waiting)
                 given.extend(entry[-1] for entry in leaving)
             self._known.difference_update(ticket.run_id for ticket in given)
+            for ticket in given:
+                self._let_go(ticket.job_id)  # those held may have waited for this one's end here
         return given
 
     def stop(self, run_ids: Collection[str], reason: StopReason) -> None:
@@ -212,8 +234,10 @@ class Dispatcher:
         return self._lanes.get(self._lane_of(ticket)) or self._lanes["default"]
 
     def _enqueue(self, ticket: Ticket) -> None:
-        entry = (-ticket.priority, ticket.scheduled_for, next(self._order), ticket)
-        heapq.heappush(self._lane(ticket).waiting, entry)
+        heapq.heappush(self._lane(ticket).waiting, self._entry(ticket))
+
+    def _entry(self, ticket: Ticket) -> _Entry:
+        return -ticket.priority, ticket.scheduled_for, next(self._order), ticket
 
     def _postpone(self, ticket: Ticket, until: float) -> None:
         heapq.heappush(self._postponed, (until, next(self._order), ticket))
@@ -259,6 +283,8 @@ class Dispatcher:
         else:
             if self._postponed:
                 moments.append(self._postponed[0][0])
+            if self._crowded:
+                moments.append(min(self._crowded.values()))
             if self._ends:
                 moments.append(self._ends[0][0] + _ENDS_LINGER_S)
         return max(0.0, min(moments) - now) if moments else None
@@ -279,6 +305,9 @@ class Dispatcher:
             return None
         while self._postponed and self._postponed[0][0] <= now:
             self._enqueue(heapq.heappop(self._postponed)[-1])
+        for job_id in [job_id for job_id, moment in self._crowded.items() if moment <= now]:
+            del self._crowded[job_id]
+            self._let_go(job_id)
         starts = [] if self._closing else [t for lane in self._lanes.values() for t in self._take(lane)]
         more_wait = any(lane.waiting for lane in self._lanes.values()) and not self._closing
         ends: list[Finish] = []
@@ -298,7 +327,7 @@ class Dispatcher:
             entry = heapq.heappop(lane.waiting)
             ticket = entry[-1]
             if self._instances[ticket.job_id] >= ticket.max_instances:
-                heapq.heappush(lane.held.setdefault(ticket.job_id, []), entry)
+                lane.hold(entry, ahead=ticket.run_id in self._uncertain)
                 continue
             lane.taken += 1
             self._instances[ticket.job_id] += 1
@@ -313,13 +342,14 @@ class Dispatcher:
             timely: list[Ticket] = []
             postponed: dict[str, float] = {}
             crowded = find_crowded(connection, batch.starts)
+            waits: list[str] = []
             for ticket in batch.starts:
                 if is_too_late(ticket, now):
                     late.append(ticket)
                 elif ticket.not_before is not None and ticket.not_before > now:
                     postponed[ticket.run_id] = _moment(ticket.not_before, now)
                 elif ticket.run_id in crowded:
-                    postponed[ticket.run_id] = time.monotonic() + _CROWDED_S
+                    waits.append(ticket.run_id)
                 else:
                     timely.append(ticket)
             opened = record_starts(connection, timely, owner=self._node_id, node=self._node_name, now=now)
@@ -337,10 +367,10 @@ class Dispatcher:
         _reach(batch, "committed")
         self.lateness_ms.extend((now - ticket.scheduled_for) / 1000 for ticket in timely if ticket.attempt == 1)
         self.outcomes["missed"] += len(too_late.missed)
-        settled = len(opened) + len(too_late.started) + len(too_late.missed) + len(postponed)
+        settled = len(opened) + len(too_late.started) + len(too_late.missed) + len(postponed) + len(waits)
         if again or settled < len(batch.starts):  # next attempts; and a shut door may have a newer epoch's key
             self._adopt()
-        return _Recorded({*opened, *too_late.started}, postponed)
+        return _Recorded({*opened, *too_late.started}, postponed, waits)
 
     def _hand_over(self, batch: _Batch, recorded: _Recorded) -> None:
         opened = recorded.opened
@@ -349,7 +379,9 @@ class Dispatcher:
             self._recording = False
             self._uncertain.difference_update(ticket.run_id for ticket in batch.starts)
             for ticket in batch.starts:
-                if ticket.run_id in recorded.postponed:
+                if ticket.run_id in recorded.crowded:
+                    self._leave(ticket, forget=self._closing, for_next=False)
+                elif ticket.run_id in recorded.postponed:
                     self._leave(ticket, forget=self._closing)
                     if not self._closing:
                         self._postpone(ticket, recorded.postponed[ticket.run_id])
@@ -357,11 +389,33 @@ class Dispatcher:
                     self._leave(ticket)
                 else:
                     self._set_limits(ticket, now)
+                    if self._instances[ticket.job_id] < ticket.max_instances:
+                        self._let_go(ticket.job_id)
+            if not self._closing:
+                self._hold([ticket for ticket in batch.starts if ticket.run_id in recorded.crowded], now)
             self._known.difference_update(end.ticket.run_id for end in batch.ends)
             self._changed.notify_all()
         for ticket in batch.starts:
             if ticket.run_id in opened:
                 self._submit(ticket)
+
+    def _hold(self, crowded: Collection[Ticket], now: float) -> None:
+        """Lays runs aside that wait for an instance elsewhere, until the next look at it."""
+        for ticket in crowded:
+            self._lane(ticket).hold(self._entry(ticket))
+        tried = {ticket.run_id for ticket in crowded}
+        for ticket in crowded:
+            if any(run_id not in tried for run_id in self._first_held(ticket.job_id)):
+                self._let_go(ticket.job_id)  # it comes before those that were tried, and may be whom they wait for
+            else:
+                self._crowded.setdefault(ticket.job_id, now + _CROWDED_S)
+
+    def _first_held(self, job_id: str) -> list[str]:
+        return [lane.held[job_id][0][0] for lane in self._lanes.values() if job_id in lane.held]
+
+    def _let_go(self, job_id: str) -> None:
+        for lane in self._lanes.values():
+            lane.let_go(job_id)
 
     def _set_limits(self, ticket: Ticket, now: float) -> None:
         limits: tuple[tuple[StopReason, int | None], ...] = (
@@ -399,18 +453,15 @@ class Dispatcher:
             self._changed.notify_all()
         self._ended(ticket, ending)
 
-    def _leave(self, ticket: Ticket, *, forget: bool = True) -> None:
-        """Gives the run's place and instance free."""
+    def _leave(self, ticket: Ticket, *, forget: bool = True, for_next: bool = True) -> None:
+        """Gives the run's place free, and its instance, `for_next` to the next run of its job that is held here."""
         self._lane(ticket).taken -= 1
         del self._in_progress[ticket.run_id]
         self._instances[ticket.job_id] -= 1
         if not self._instances[ticket.job_id]:
             del self._instances[ticket.job_id]
-        for other in self._lanes.values():
-            if held := other.held.get(ticket.job_id):
-                heapq.heappush(other.waiting, heapq.heappop(held))
-                if not held:
-                    del other.held[ticket.job_id]
+        if for_next:
+            self._let_go(ticket.job_id)
         if forget:
             self._known.discard(ticket.run_id)
 

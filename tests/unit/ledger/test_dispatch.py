@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Connection, update
@@ -19,7 +19,7 @@ from app.ledger import Ending, Ticket
 from app.ledger.dispatch import Dispatcher
 from app.ledger.stopping import StopReason
 
-from .conftest import Store, wait_until
+from .conftest import START, Store, wait_until
 
 NOW = to_us(datetime.now(UTC))
 
@@ -53,6 +53,7 @@ class Bench:
     failures: list[Exception] = field(default_factory=list)
     outage: bool = False
     stops: list[tuple[str, StopReason]] = field(default_factory=list)
+    transactions: int = 0
 
     def dispatcher(self, places: int = 64) -> Dispatcher:
         return Dispatcher(
@@ -82,6 +83,7 @@ class Bench:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
+        self.transactions += 1
         if self.outage:
             raise OSError("no space left on device")
         with write_transaction(self.store.engine) as connection:
@@ -252,3 +254,70 @@ def test_limits_of_runs_that_ended_long_before_are_not_kept(bench: Bench) -> Non
         dispatcher._set_limits(limited, time.monotonic())
         del dispatcher._in_progress[limited.run_id]
     assert len(dispatcher._limits) < count / 2
+
+
+def backlog(store: Store, count: int, **fields: object) -> list[Ticket]:
+    store.add(coalesce=False, **fields)
+    store.due_at(START)
+    return sorted(store.claim(START + timedelta(seconds=count - 1)).tickets, key=lambda taken: taken.run_id)
+
+
+def test_a_queue_behind_an_instance_elsewhere_is_not_gone_through_again_and_again(
+    store: Store, bench: Bench, dispatcher: Dispatcher
+) -> None:
+    first, *others = (replace(taken, kind="manual") for taken in backlog(store, 100))
+    with write_transaction(store.engine) as connection:
+        this = runs.c.run_id == first.run_id
+        connection.execute(update(runs).where(this).values(outcome="running", owner="n2", started_at=0))
+    dispatcher.add(others, now=NOW)
+    looks = bench.transactions
+    wait_until(lambda: bench.transactions >= looks + 4, "four looks")
+    assert len(dispatcher._lanes["default"].held["job"]) >= 98
+    with write_transaction(store.engine) as connection:
+        connection.execute(update(runs).where(this).values(outcome="success"))
+    for number, taken in enumerate(others[:5]):
+        wait_until(lambda number=number: len(bench.submitted) > number, "the next run")
+        assert bench.submitted[number] == taken
+        bench.end(taken.run_id)
+
+
+def test_a_later_attempt_does_not_block_those_that_come_before_it(
+    store: Store, bench: Bench, dispatcher: Dispatcher
+) -> None:
+    first, second, attempt = (replace(taken, kind="manual") for taken in backlog(store, 3))
+    # Its moment is older than theirs, its run id is younger.
+    attempt = replace(attempt, scheduled_for=first.scheduled_for - 1)
+    dispatcher.add([attempt, second, first], now=NOW)
+    for number, taken in enumerate((first, second, attempt)):
+        wait_until(lambda number=number: len(bench.submitted) > number, "the next run")
+        assert bench.submitted[number] == taken
+        bench.end(taken.run_id)
+
+
+def test_what_is_held_behind_a_run_that_is_given_away_is_not_forgotten(bench: Bench) -> None:
+    dispatcher = bench.dispatcher(places=2)
+    lane = dispatcher._lanes["default"]
+    first, second, third = (ticket(number) for number in range(3))
+    dispatcher.add([first, second, third], now=NOW)
+    assert dispatcher._take(lane) == [first]
+    dispatcher.add((replace(ticket(number, f"urgent-{number}"), priority=1) for number in range(2)), now=NOW)
+    dispatcher._take(lane)
+    dispatcher._leave(first)
+    dispatcher._take(lane)  # the node is full again
+    assert dispatcher.give_up({"default": 1}) == [second]
+    assert dispatcher.give_up({"default": 1}) == [third]
+
+
+def test_a_start_that_may_be_on_record_is_not_held_behind_a_run_that_waits_for_its_end(
+    store: Store, bench: Bench, dispatcher: Dispatcher
+) -> None:
+    first, second = (replace(taken, kind="manual") for taken in backlog(store, 2))
+    bench.failures = [OSError("the connection broke after the commit")]
+    # The other one is more urgent by its moment, and comes before it by its run id.
+    dispatcher.add([second], now=NOW)
+    wait_until(lambda: dispatcher._uncertain, "the commit of unknown fate")
+    with write_transaction(store.engine) as connection:
+        connection.execute(update(runs).where(runs.c.run_id == second.run_id).values(outcome="running", started_at=0))
+    dispatcher.add([first], now=NOW)
+    wait_until(lambda: bench.submitted, "the start that is on record")
+    assert bench.submitted == [second]
