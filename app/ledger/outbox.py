@@ -68,12 +68,14 @@ def announce(connection: Connection, events: Iterable[Event], *, alerts: bool, n
             alarming[event.job_id] = False
     if rows:
         connection.execute(insert(outbox), rows)
+    changed = {job_id: new for job_id, new in alarming.items() if new != by_id[job_id]["is_alarming"]}
+    if not changed:
+        return
+    # One order for all, so that two nodes do not wait for each other's rows.
+    connection.execute(select(jobs.c.id).where(jobs.c.id.in_(changed)).order_by(jobs.c.id).with_for_update())
     for value in (True, False):
-        ids = sorted(job_id for job_id, new in alarming.items() if new == value != by_id[job_id]["is_alarming"])
+        ids = [job_id for job_id, new in changed.items() if new == value]
         if ids:
-            # One order for all, so that two nodes do not wait for each other's rows.
-            locked = select(jobs.c.id).where(jobs.c.id.in_(ids)).order_by(jobs.c.id).with_for_update()
-            connection.execute(locked)
             connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(is_alarming=value))
 
 

@@ -218,15 +218,27 @@ def record_finishes(
     rows = [_end_row(finish, owner) for finish in finishes]
     logs = [{"run_id": finish.ticket.run_id, "log": _storable(finish.log)} for finish in finishes if finish.log]
     result = connection.execute(_FINISH, rows)
+    told = finishes
     if result.rowcount != len(rows):
         connection.execute(_FINISH_LOST, rows)
+        # Not told of: the end of one that was presumed lost and run again meanwhile.
+        told = _as_recorded(connection, finishes, owner)
     if logs:
         dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
         connection.execute(dialect.insert(run_logs).on_conflict_do_nothing(), logs)
     again = _next_attempts(connection, finishes, owner, owner if next_owner is None else next_owner, now)
     tickets = insert_runs(connection, list(again.values()))
-    announce(connection, _end_events(finishes, again, node), alerts=alerts, now=now)
+    announce(connection, _end_events(told, again, node), alerts=alerts, now=now)
     return tickets
+
+
+def _as_recorded(connection: Connection, finishes: Sequence[Finish], owner: str) -> list[Finish]:
+    """Those of `finishes` that are on record as they say."""
+    outcomes = {finish.outcome for finish in finishes}
+    there = {
+        outcome: _on_record(connection, [finish.ticket for finish in finishes], owner, outcome) for outcome in outcomes
+    }
+    return [finish for finish in finishes if finish.ticket.run_id in there[finish.outcome]]
 
 
 def _next_attempts(

@@ -143,3 +143,22 @@ def test_a_failed_transaction_tells_nothing(store: Store) -> None:
         record_finishes(connection, [Finish(ticket, "failed", 5)], owner="n1", now=NOW, alerts=True)
         raise RuntimeError
     assert events(store) == []
+
+
+def test_the_end_of_one_that_was_run_again_meanwhile_is_not_told(store: Store) -> None:
+    ticket = started(store, retry_on_loss=True, ping_url="https://hc.example.org/1")
+    with write_transaction(store.engine) as connection:
+        suspects = Suspects(silent={"n1"}, gone={"n1"})
+        recover(connection, me="n2", suspects=suspects, now=NOW, alerts=True)
+    end(store, ticket, "success")  # its node was frozen, and comes back
+    assert events(store) == ["run.lost"]
+    assert [message["signal"] for message in messages(store, "ping")] == ["fail"]
+    assert store.job()["is_alarming"]
+
+
+def test_the_end_of_one_that_was_presumed_lost_is_told(store: Store) -> None:
+    ticket = started(store)
+    with write_transaction(store.engine) as connection:
+        recover(connection, me="n2", suspects=Suspects(silent={"n1"}, gone={"n1"}), now=NOW, alerts=True)
+    end(store, ticket, "success")
+    assert events(store) == ["run.lost", "job.recovered"]
