@@ -1,4 +1,4 @@
-"""scripts/prove_once.sh: a drill on a real stack is proven, a spoilt one is not, an interrupted one leaves all whole."""
+"""scripts/prove_once.sh: a drill on a real stack is proven, a spoilt one is not, an interrupted one harms nothing."""
 
 from __future__ import annotations
 

@@ -467,7 +467,9 @@ require_engine() {
 # Sets stack_container; dies when the stack was never brought up here.
 require_stack() {
   require_engine
-  stack_container=$(docker compose ps --all --quiet "$SERVICE" | head -n 1) || die "Compose cannot read the stack; its words are above"
+  # The first of several. Cut off by `head`, Compose would now and then die of a closed pipe.
+  stack_container=$(docker compose ps --all --quiet "$SERVICE") || die "Compose cannot read the stack; its words are above"
+  stack_container=${stack_container%%$'\n'*}
   [[ -n $stack_container ]] || die "there is no stack here; scripts/up.sh brings it up"
 }
 
