@@ -86,6 +86,7 @@ class Supervisor:
         self._offset_us = 0
         self._store_at = self._beat_at = self._complained_at = float("-inf")
         self._drain_until = float("inf")
+        self._stop_told = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fleet-supervisor", daemon=True)
 
@@ -138,6 +139,9 @@ class Supervisor:
         for place in taken:
             if place.state == State.RUNNING and place.deadline and now >= place.deadline:
                 self._stop_child(place, "hard")
+        if self._state == "stopping" and not self._stop_told:
+            self._stop_told = True
+            logger.info("worker %s: stopping, %d runs still going", self._node_name, len(taken))
         if now >= self._drain_until + _EXIT_S:
             logger.error("the worker does not come to its end: it is ended")
             self._sign_off()

@@ -14,6 +14,8 @@ from typing import Any
 
 from billiard.util import get_logger as get_billiard_logger
 from celery import Celery, signals
+from celery.apps.worker import Worker as CeleryWorker
+from celery.apps.worker import install_worker_term_handler
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
@@ -34,13 +36,22 @@ from app.runtime import runtime_of
 from app.settings import Settings, SettingsError
 from app.version import VERSION, code_fingerprint
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("app.fleet.worker")  # `python -m` would name it __main__
 
 _RECONNECT_S = 2.0
 """The longest pause between two tries to reach the broker."""
 _COMPLAIN_S = 30.0
 
 _loop_turned_at = time.monotonic()
+
+
+class FleetWorker(CeleryWorker):
+    """Celery's worker, which does not print past the log that it is asked to stop."""
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Called at the start: its handlers of signals."""
+        super().install_platform_tweaks(worker)
+        install_worker_term_handler(worker, verbose=False)
 
 
 class FleetConsumer(Consumer):
@@ -119,6 +130,7 @@ def run_worker(settings: Settings) -> int:
         return _consume(fleet_app(settings.celery_broker_url), worker, supervisor, settings)
     finally:
         supervisor.stop()
+        logger.info("worker %s: stopped", settings.node_name)
 
 
 def _consume(celery: Celery, worker: Worker, supervisor: Supervisor, settings: Settings) -> int:
@@ -147,7 +159,8 @@ def _consume(celery: Celery, worker: Worker, supervisor: Supervisor, settings: S
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
-    consumer = celery.Worker(
+    consumer = FleetWorker(
+        app=celery,
         hostname=f"{settings.node_name}@{QUEUE}",
         pool="prefork",
         concurrency=settings.worker_concurrency,
