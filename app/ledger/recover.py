@@ -91,6 +91,9 @@ class Suspects:
 
 def find_suspects(connection: Connection, *, me: str, silence: Silence, lost_after_s: float) -> Suspects:
     """Looks at every other node and at every owner of an active run. Reads only."""
+    # The owners first: whoever owns a run has had its row in `nodes` before, so that one without it is really gone.
+    # The other way round, a node that begins between the two would seem so.
+    owners = connection.execute(select(runs.c.owner).where(IS_ACTIVE, runs.c.owner != me).distinct()).scalars().all()
     known = {node.node_id: node for node in list_nodes(connection) if node.node_id != me}
     silent_s = silence.observe(known.values())
     suspects = Suspects(
@@ -105,7 +108,6 @@ def find_suspects(connection: Connection, *, me: str, silence: Silence, lost_aft
         and node.node_id not in dead
         and silent_s[node.node_id] < PENDING_AFTER_S
     ]
-    owners = connection.execute(select(runs.c.owner).where(IS_ACTIVE, runs.c.owner != me).distinct()).scalars()
     for owner in owners:
         node = known.get(owner)
         if node is None or node.state not in LIVING or owner in dead or silent_s[owner] >= lost_after_s:
