@@ -32,6 +32,9 @@ STORE_URLS_ACCEPTED = (
     "sqlite:////absolute/path.db (a file, never memory) or postgresql+psycopg://user:password@host/name"
 )
 
+BROKER_SCHEMES = ("redis", "rediss", "amqp", "amqps")
+BROKER_URLS_ACCEPTED = "redis://host:6379/0 (rediss: with TLS) or amqp://user:password@host:5672// (amqps: with TLS)"
+
 _Number = TypeVar("_Number", int, float)
 
 
@@ -255,7 +258,16 @@ class _Reader:
 
     def broker_url(self, name: str, password: str | None) -> str:
         """The broker's URL, or several with ';' between them; those without a password get the given one."""
-        return ";".join(_with_password(url, password) for url in self.text(name, "").split(";"))
+        urls = [url.strip() for url in self.text(name, "").split(";") if url.strip()]
+        for url in urls:
+            try:
+                parts = urlsplit(url)
+                usable = parts.scheme in BROKER_SCHEMES and parts.hostname and (parts.port or 1) > 0
+            except ValueError:  # of the port, or of an address in brackets
+                usable = False
+            if not usable:
+                raise SettingsError(name, _shown_url(url), BROKER_URLS_ACCEPTED)
+        return ";".join(_with_password(url, password) for url in urls)
 
     def web_address(self, name: str) -> str | None:
         """An http or https address, or what the file of NAME_FILE holds. It may hold a token: no error repeats it."""

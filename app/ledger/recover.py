@@ -207,10 +207,10 @@ def _run_again(connection: Connection, lost: Iterable[Row], *, owner: str, now: 
 
 
 def _take_over(connection: Connection, *, me: str, owners: set[str]) -> None:
-    taken = connection.execute(
-        update(runs)
-        .where(IS_ACTIVE, runs.c.outcome == "pending", runs.c.owner.in_(owners))
-        .values(owner=me, epoch=runs.c.epoch + 1)
-    )
+    pending = update(runs).where(IS_ACTIVE, runs.c.outcome == "pending")
+    mine = {"owner": me, "epoch": runs.c.epoch + 1}
+    # What belongs to nobody was left for whoever looks: no news.
+    connection.execute(pending.where(runs.c.owner.in_(owners & {""})).values(mine))
+    taken = connection.execute(pending.where(runs.c.owner.in_(owners - {""})).values(mine))
     if taken.rowcount:
         logger.warning("took over %d pending runs of nodes that do not answer", taken.rowcount)

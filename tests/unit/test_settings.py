@@ -254,6 +254,24 @@ def test_a_broker_without_a_password_gets_its_own(tmp_path: Path, url: str, expe
     assert settings.celery_broker_url == expected
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "http://broker",
+        "redis://",
+        "redis://:secret@/0",
+        "redis://host:port/0",
+        "redis://one;two",
+        "amqp://[/",
+    ],
+)
+def test_a_broker_that_there_cannot_be_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"CELERY_BROKER_URL is .*; accepted: redis://host") as refusal:
+        Settings.load({"CELERY_BROKER_URL": url})
+    assert "secret" not in str(refusal.value)
+
+
 def test_a_password_is_not_needed_but_its_file_must_be_readable() -> None:
     secrets = dict.fromkeys(SECRET_NAMES, "x")
     Settings.load(secrets).require_secrets()
