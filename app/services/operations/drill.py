@@ -45,7 +45,8 @@ class Plan:
     """What a drill consists of; times are seconds since the epoch.
 
     Each job fires every `period` seconds from its `first` moment to before the one in `until`, where it was deleted,
-    and to before `ends`. `until` is None while the drill runs.
+    and to before `ends`. Between `until` and `stopped`, when the deletion was committed, another scheduler may still
+    have claimed a moment, or not. Both are None while the drill runs.
     """
 
     drill: str
@@ -53,6 +54,7 @@ class Plan:
     ends: float
     first: dict[str, float]
     until: dict[str, float] | None = None
+    stopped: float | None = None
 
 
 def start_drill(runtime: Runtime, *, count: int, period: float, executor: str, minutes: int) -> Plan:
@@ -92,7 +94,8 @@ def stop_drill(runtime: Runtime, drill: str) -> None:
         return
     _delete(runtime, [job_id for job_id in plan.first if runtime.ledger.get_job(job_id) is not None])
     until = {job_id: _deleted_at(runtime, job_id) for job_id in plan.first}
-    _write_plan(drill_folder(runtime.settings.userdata_dir, drill), replace(plan, until=until))
+    stopped = runtime.ledger.now().timestamp()
+    _write_plan(drill_folder(runtime.settings.userdata_dir, drill), replace(plan, until=until, stopped=stopped))
 
 
 def conclude_drill(
@@ -110,17 +113,23 @@ def conclude_drill(
     it is not stopped, and when its log cannot be read.
     """
     plan = _plan(runtime, drill)
-    if plan.until is None:
+    if plan.until is None or plan.stopped is None:
         raise OperationFailed(f"the drill {drill} is not stopped; flask jobs drill-stop {drill} stops it")
     if rest_within_s is None:
         rest_within_s = runtime.settings.lost_after_s + REST_BEYOND_LOSS_S
     _wait_for_rest(runtime, plan.first, rest_within_s, tell)
     folder = drill_folder(runtime.settings.userdata_dir, drill)
-    expected = {
-        job_id: moments(first, plan.period, min(plan.ends, plan.until[job_id])) for job_id, first in plan.first.items()
-    }
     starts = read_starts(fires_file(runtime.settings.userdata_dir, drill))
     rows = _rows(runtime, plan.first)
+    claimed = {(row.job_id, round(row.last, 3)) for row in rows}
+    expected = {
+        job_id: [
+            moment
+            for moment in moments(first, plan.period, min(plan.ends, plan.stopped))
+            if moment < plan.until[job_id] or (job_id, round(moment, 3)) in claimed
+        ]
+        for job_id, first in plan.first.items()
+    }
     verdict = judge(expected, starts, rows, list(faults))
     write_report(folder, plan.first, verdict, starts, rows)
     if not verdict.unfinished:

@@ -145,6 +145,17 @@ class TestWithAScheduler:
         assert document["absent"] == [f"{start.job_id} at {start.scheduled_for:.3f} is not in the ledger"]
         assert len(document["contradictions"]) == 1
 
+    def test_a_moment_that_was_claimed_during_the_deletion_is_due(self, drilled: tuple[Flask, str]) -> None:
+        """The deletion takes its time before it gets its locks; what others claim until then is theirs."""
+        runtime, drill = runtime_of(drilled[0]), drilled[1]
+        last = max(start.scheduled_for for start in read_starts(fires_file(runtime.settings.userdata_dir, drill)))
+        plan = json.loads((drill_folder(runtime.settings.userdata_dir, drill) / "drill.json").read_text())
+        rewrite_plan(runtime, drill, until=dict.fromkeys(plan["first"], last - 0.001))
+        assert conclude(runtime, drill).proven
+        rewrite_plan(runtime, drill, stopped=last - 0.001)
+        verdict = conclude(runtime, drill)
+        assert any("when it was not due" in sentence for sentence in verdict.contradictions), "after the deletion"
+
     def test_a_run_that_does_not_end_is_found_and_its_probe_kept(self, drilled: tuple[Flask, str]) -> None:
         app, drill = drilled
         runtime = runtime_of(app)
