@@ -61,7 +61,7 @@ def rewrite_plan(runtime: Runtime, drill: str, **changes: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drill_module, "HEAD_START_S", 3)
+    monkeypatch.setattr(drill_module, "HEAD_START_S", 1)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def drilled(scheduling: Flask) -> tuple[Flask, str]:
     """An app whose drill has ended, flawlessly; not concluded yet."""
     runtime = runtime_of(scheduling)
     drill = begin(runtime).drill
-    wait_for_starts(runtime, drill, 9)
+    wait_for_starts(runtime, drill, 6)
     # A run that a person asks for is no fire.
     SchedulerActionsService(runtime).start_run(f"drill-{drill}-000")
     stop_drill(runtime, drill)
@@ -110,7 +110,7 @@ class TestWithAScheduler:
         document = json.loads((folder / "report.json").read_text())
         assert document["proven"]
         assert document["due"] == sum(document["outcomes"].values())
-        assert document["starts"] == len(document["fires"]) >= 9
+        assert document["starts"] == len(document["fires"]) >= 6
         assert stored_probes(runtime) == 0, "neither to be restored nor listed as deleted"
         with runtime.jobstore.connect() as connection:
             probes = runs.c.job_id.startswith(f"drill-{drill}")
