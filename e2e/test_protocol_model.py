@@ -73,7 +73,7 @@ def test_many_more_histories(search: Callable[..., Search]) -> None:
     made.chain((WAITING, BACKLOG), gaps=(40,), stride=3)
     made.overlap((LONG, PLAIN))
     made.edit((EDITED, RETRIED))
-    made.at_random(SCENARIOS, 1000)
+    made.at_random(SCENARIOS, 500)
 
 
 @pytest.mark.faults_long
@@ -83,10 +83,10 @@ def test_many_more_histories_on_sqlite(tmp_path: Path) -> None:
     store.make_tables()
     made = Search(store, tmp_path)
     made.sweep(SCENARIOS, (*SINGLE, "stop", "lose", "join"))
-    made.chain(SCENARIOS)
+    made.chain(SCENARIOS, stride=2)
     made.overlap((LONG, PLAIN, RETRIED))
     made.edit(SCENARIOS)
-    made.at_random(SCENARIOS, 3000)
+    made.at_random(SCENARIOS, 1500)
     store.close()
 
 
