@@ -162,11 +162,10 @@ _CLOCKS_APART_S = 3600.0
 
 
 def _make_room(runtime: Runtime) -> None:
-    """Refuses a second drill at a time: the two would blame each other's faults. Probes that nobody stopped, and that
-    fire no more, are deleted."""
-    query = select(jobs.c.id, jobs.c.kwargs, jobs.c.next_run_time).where(
-        jobs.c.task == _TASK, jobs.c.created_by == _BY, jobs.c.is_active
-    )
+    """Refuses a second drill at a time: the two would blame each other's faults. Clears up after earlier drills that
+    nobody concluded: their deleted probes are dropped, those that fire no more are deleted."""
+    columns = (jobs.c.id, jobs.c.kwargs, jobs.c.is_active, jobs.c.next_run_time)
+    query = select(*columns).where(jobs.c.task == _TASK, jobs.c.created_by == _BY)
     with runtime.jobstore.connect() as connection:
         found = connection.execute(query).all()
     for probe in found:
@@ -175,7 +174,8 @@ def _make_room(runtime: Runtime) -> None:
             raise OperationFailed(
                 f"the drill {drill} is running; wait for it, or stop it: flask jobs drill-stop {drill}"
             )
-    _delete(runtime, [probe.id for probe in found])
+    runtime.ledger.purge_deleted_jobs(0, only=[probe.id for probe in found if not probe.is_active])
+    _delete(runtime, [probe.id for probe in found if probe.is_active])
 
 
 def _delete(runtime: Runtime, job_ids: Iterable[str]) -> None:

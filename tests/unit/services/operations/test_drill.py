@@ -221,6 +221,7 @@ class TestTheStart:
         assert run("drill-stop", drill).exit_code == 0
         time.sleep(1.01)  # a drill is named by its second
         assert run("drill-start", "--jobs", "2").exit_code == 0
+        assert stored_probes(runtime) == 2, "those of the drill that was stopped and never concluded are dropped"
 
     def test_the_fleet_is_refused_where_there_is_none(self, runtime: Runtime, run: Run) -> None:
         with pytest.raises(ValidationError):
