@@ -366,6 +366,7 @@ def _run_in_child(ticket: Ticket) -> Ending:
 def test_the_process_executor_runs_in_a_child_and_survives_its_death(store: Store, start_node: Start) -> None:
     store.add(executor="process", is_enabled=False)
     store.add("dies", task="dies", executor="process", is_enabled=False)
+    others = set(multiprocessing.active_children())
     node = start_node(run_in_child=_run_in_child)
     node._ledger.request_run("job", "7")
     wait_until(lambda: store.runs(job_id="job", outcome="success"), "the run in a child", timeout_s=30)
@@ -379,7 +380,7 @@ def test_the_process_executor_runs_in_a_child_and_survives_its_death(store: Stor
     node._ledger.request_run("job", "7")
     wait_until(lambda: len(store.runs(job_id="job", outcome="success")) == 2, "the renewed pool", timeout_s=30)
     node.stop(5)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_a_run_that_no_thread_could_be_had_for_fails_and_does_not_run_later(
