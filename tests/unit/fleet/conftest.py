@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Fleet:
     engine: Engine
     worker: Worker
     board: Board
+    children: list[ForkProcess] = field(default_factory=list)
 
     def pending(self, task: str, **fields: Any) -> str:
         """A run of a new job of the executor `celery`, claimed by the scheduler; its id."""
@@ -100,6 +101,7 @@ class Fleet:
 
         child = multiprocessing.get_context("fork").Process(target=work, daemon=True)
         child.start()
+        self.children.append(child)
         return child
 
     def wait_for(self, run_id: str, outcome: str) -> dict[str, Any]:
@@ -124,7 +126,11 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
         context=nullcontext,
         inherited=(engine,),
     )
-    yield Fleet(engine, worker, board)
+    made = Fleet(engine, worker, board)
+    yield made
+    for child in made.children:
+        child.kill()  # also one that a test has stopped: it would never end, and nor would who waits for it
+        child.join()
     engine.dispose()
 
 
