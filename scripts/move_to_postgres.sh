@@ -88,8 +88,8 @@ confirm() {
 
 show_plan() {
   local container
-  container=$(containers label=com.docker.compose.service=whalefall status=running | head -n 1)
-  [[ -n $container ]] || container=$(containers label=com.docker.compose.service=scheduler status=running | head -n 1)
+  container=$(containers label=com.docker.compose.service=whalefall status=running | sed -n 1p)
+  [[ -n $container ]] || container=$(containers label=com.docker.compose.service=scheduler status=running | sed -n 1p)
   [[ -n $container ]] || die "the stack is not running, so nobody can be asked what it holds; scripts/up.sh starts it"
   docker exec --env JOBSTORE_URL="$(setting JOBSTORE_URL "$STORE")" --env DATABASE_URL="$(setting DATABASE_URL "$STORE")" \
     --env LOG_LEVEL=ERROR "$container" flask jobs move-to-postgres --dry-run
