@@ -94,6 +94,12 @@ project_name() {
   setting COMPOSE_PROJECT_NAME whalefall
 }
 
+# The running containers of a service, the oldest first.
+containers_of() {
+  docker ps --quiet --no-trunc --filter "label=com.docker.compose.project=$(project_name)" \
+    --filter "label=com.docker.compose.service=$1" --filter label=com.docker.compose.oneoff=False | tac
+}
+
 have_volume() {
   docker volume inspect "$(project_name)_$1" > /dev/null 2>&1
 }

@@ -126,11 +126,6 @@ pause_for() {
   wait "$!"
 }
 
-containers_of() {
-  docker ps --quiet --no-trunc --filter "label=com.docker.compose.project=$(project_name)" \
-    --filter "label=com.docker.compose.service=$1" --filter label=com.docker.compose.oneoff=False
-}
-
 name_of() {
   docker inspect --format '{{slice .Name 1}}' "$1"
 }

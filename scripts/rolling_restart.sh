@@ -47,12 +47,6 @@ parse_arguments() {
   done
 }
 
-# The running containers of a service, the oldest first.
-containers_of() {
-  docker ps --quiet --no-trunc --filter "label=com.docker.compose.project=$(project_name)" \
-    --filter "label=com.docker.compose.service=$1" --filter label=com.docker.compose.oneoff=False | tac
-}
-
 wanted() {
   ((${#services[@]} == 0)) || [[ " ${services[*]} " == *" $1 "* ]]
 }
