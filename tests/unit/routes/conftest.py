@@ -50,12 +50,13 @@ def wait(path: str, *, run):
         time.sleep(0.01)
 
 
-@task("patient", description="Runs until it is asked to stop")
-def patient(path: str, *, run):
+@task("patient", description="Runs until it is asked to stop, and obeys once the other file is there")
+def patient(path: str, obeys_from: str, *, run):
     Path(path).touch()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        run.check()
+        if Path(obeys_from).exists():
+            run.check()
         time.sleep(0.01)
 
 

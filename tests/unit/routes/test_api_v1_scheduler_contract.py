@@ -678,7 +678,8 @@ def cancel(api: FlaskClient, run_id: str) -> Any:
 
 
 def test_a_running_run_is_asked_to_stop(api: FlaskClient, tmp_path: Path) -> None:
-    create(api, task="patient", kwargs={"path": str(tmp_path / "started")}, time_limit=60, max_attempts=3)
+    kwargs = {"path": str(tmp_path / "started"), "obeys_from": str(tmp_path / "asked_twice")}
+    create(api, task="patient", kwargs=kwargs, time_limit=60, max_attempts=3)
     run_id = data(api.post(f"{JOBS}/mine/actions/run"))["run_id"]
     wait_until((tmp_path / "started").exists)
     answer = cancel(api, run_id)
@@ -688,6 +689,7 @@ def test_a_running_run_is_asked_to_stop(api: FlaskClient, tmp_path: Path) -> Non
     assert asked["cancel_requested_by"] == "api-token"
     again = data(cancel(api, run_id))
     assert again["cancel_requested_at"] == asked["cancel_requested_at"], "the first one counts"
+    (tmp_path / "asked_twice").touch()
     run = finished_run(api, run_id)
     assert (run["outcome"], run["time_limit"], run["max_attempts"]) == ("cancelled", 60, 3)
     assert run["attempts"] == [], "what was cancelled is not tried again"
