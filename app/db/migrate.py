@@ -1,5 +1,11 @@
-"""Brings a database to the schema of this release, once, however many processes start together."""
+"""Brings a database to the schema of this release, once, however many processes start together.
 
+Revisions are numbers of four digits in the order of their making. A migration that leaves older releases able to work
+says so in the table `<store>_schema_compatibility`: its one row holds the oldest revision whose code may use the
+database. That is what makes the way back to the release before possible.
+"""
+
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +23,19 @@ HEADS: dict[Store, str] = {"jobstore": "0002", "app": "0001"}
 VERSION_TABLES: dict[Store, str] = {"jobstore": "jobstore_schema_version", "app": "app_schema_version"}
 """One a store, so that both stores may lie in one database."""
 
+COMPATIBILITY_TABLES: dict[Store, str] = {
+    "jobstore": "jobstore_schema_compatibility",
+    "app": "app_schema_compatibility",
+}
+
 _ADVISORY_LOCK = 0x5748414C  # "WHAL": any constant that every release shares
 
 
+logger = logging.getLogger(__name__)
+
+
 class NewerSchema(Exception):
-    """The database was written by a newer release than this one. Nothing was changed."""
+    """The database was written by a newer release, with which this one cannot share it. Nothing was changed."""
 
 
 def script_location(store: Store) -> Path:
@@ -37,13 +51,26 @@ def current_revision(connection: Connection, store: Store) -> str | None:
     return connection.execute(text(f"SELECT version_num FROM {table}")).scalar_one_or_none()  # noqa: S608
 
 
+def is_newer_and_usable(connection: Connection, store: Store) -> bool:
+    """Whether a newer release wrote the database and left it usable for this one, as after a rollback."""
+    revision = current_revision(connection, store)
+    table = COMPATIBILITY_TABLES[store]
+    if revision is None or revision <= HEADS[store] or not inspect(connection).has_table(table):
+        return False
+    oldest = connection.execute(text(f"SELECT usable_from FROM {table}")).scalar_one_or_none()  # noqa: S608
+    return oldest is not None and oldest <= HEADS[store]
+
+
 def ensure_schema(engine: Engine, store: Store) -> None:
     """Migrates the database behind `engine` to this release's schema; one query when it is there already.
 
-    Raises NewerSchema when the database is of a release that this one does not know.
+    Raises NewerSchema when the database is of a newer release that did not leave it usable for this one.
     """
     with read_transaction(engine) as connection:
         if current_revision(connection, store) == HEADS[store]:
+            return
+        if is_newer_and_usable(connection, store):
+            logger.warning("the %s database is of a newer release, which left it usable for this one", store)
             return
     with write_transaction(engine) as connection:
         if connection.dialect.name == "postgresql":

@@ -43,7 +43,16 @@ from app.db.account_tables import users
 from app.db.clock import to_us
 from app.db.engines import create_engine_for, read_transaction, sqlite_path, write_transaction
 from app.db.jobstore_tables import IS_ACTIVE, nodes, runs
-from app.db.migrate import HEADS, METADATA, VERSION_TABLES, NewerSchema, Store, current_revision, ensure_schema
+from app.db.migrate import (
+    HEADS,
+    METADATA,
+    VERSION_TABLES,
+    NewerSchema,
+    Store,
+    current_revision,
+    ensure_schema,
+    is_newer_and_usable,
+)
 from app.db.reach import StoreUnusable, public_url, wait_for_server
 from app.ledger import failpoints
 from app.ledger.nodes import LockFile
@@ -260,6 +269,9 @@ def _opened(store: Store, file: Path, *, dry_run: bool) -> Iterator[_Source]:
             raise OperationFailed(f"{file} is at schema {revision}, not {HEADS[store]}; scripts/up.sh migrates it")
         if not dry_run:
             ensure_schema(engine, store)  # as any start of this release does
+        with read_transaction(engine) as connection:
+            if is_newer_and_usable(connection, store):
+                raise OperationFailed(f"{file} is of a newer release (schema {revision}); move it with that release")
         transaction = read_transaction if dry_run else write_transaction
         with transaction(engine) as connection:
             # Raw values, as the file holds them: the types that PostgreSQL would refuse must be seen.

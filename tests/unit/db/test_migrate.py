@@ -75,6 +75,25 @@ def test_a_database_of_a_newer_release_is_refused_untouched(engine: Engine) -> N
         assert current_revision(connection, "jobstore") == "9999"
 
 
+def test_a_database_of_a_newer_release_that_left_it_usable_is_used_as_it_is(engine: Engine) -> None:
+    ensure_schema(engine, "jobstore")
+    for usable_from, is_usable in ((HEADS["jobstore"], True), ("0001", True), ("9998", False)):
+        with write_transaction(engine) as connection:
+            connection.execute(text("UPDATE jobstore_schema_version SET version_num = '9999'"))
+            connection.execute(text("DROP TABLE IF EXISTS jobstore_schema_compatibility"))
+            connection.execute(text("CREATE TABLE jobstore_schema_compatibility (usable_from VARCHAR(32))"))
+            connection.execute(
+                text("INSERT INTO jobstore_schema_compatibility VALUES (:revision)"), {"revision": usable_from}
+            )
+        if is_usable:
+            ensure_schema(engine, "jobstore")
+        else:
+            with pytest.raises(NewerSchema, match="9999"):
+                ensure_schema(engine, "jobstore")
+        with read_transaction(engine) as connection:
+            assert current_revision(connection, "jobstore") == "9999"
+
+
 def test_both_stores_may_lie_in_one_database(engine: Engine) -> None:
     for store in STORES:
         ensure_schema(engine, store)
