@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from app.cli import db, jobs
+from app.cli.console import db, jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(

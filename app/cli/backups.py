@@ -1,0 +1,59 @@
+"""Backups: making, listing, verifying."""
+
+from __future__ import annotations
+
+import click
+
+from app.cli.console import as_json, iso, jobs, one_line_errors, print_json, print_table
+from app.runtime import current_runtime
+from app.services.operations import backups
+
+
+@jobs.command()
+@click.option("--reason", default="manual", show_default=True, help="Goes into the manifest.")
+@click.option("--keep", type=click.IntRange(min=1), help="How many backups stay; BACKUP_KEEP when left out.")
+@as_json
+@one_line_errors
+def backup(*, reason: str, keep: int | None, as_json: bool) -> None:
+    """Copy both databases while they are in use to userdata/backups/, with a manifest."""
+    made = backups.back_up(current_runtime().settings, reason=reason, keep=keep)
+    _print_backup(made, as_json)
+
+
+@jobs.command("list-backups")
+@as_json
+@one_line_errors
+def list_backups(*, as_json: bool) -> None:
+    """List the backups, newest first."""
+    found = backups.list_backups(current_runtime().settings)
+    if as_json:
+        print_json([each.as_json() for each in found])
+        return
+    rows = [
+        [each.path.name, iso(each.manifest.created_at), each.manifest.reason, str(_total_bytes(each))] for each in found
+    ]
+    print_table(("name", "created_at", "reason", "bytes"), rows)
+
+
+@jobs.command()
+@click.argument("backup")
+@as_json
+@one_line_errors
+def verify(*, backup: str, as_json: bool) -> None:
+    """Re-open a backup: sha256, integrity_check, schema version, row counts.
+
+    BACKUP is a folder, a name in userdata/backups/, or `latest`.
+    """
+    path = backups.find_backup(current_runtime().settings, backup)
+    _print_backup(backups.verify_backup(path), as_json)
+
+
+def _print_backup(made: backups.Backup, as_json: bool) -> None:
+    if as_json:
+        print_json(made.as_json())
+        return
+    click.echo(made.path)
+
+
+def _total_bytes(made: backups.Backup) -> int:
+    return sum(store.bytes for store in made.manifest.stores.values())
