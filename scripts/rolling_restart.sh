@@ -52,19 +52,8 @@ wanted() {
 }
 
 wait_until_healthy() {
-  local container state deadline=$((SECONDS + HEALTHY_WITHIN_S))
-  for container in "$@"; do
-    while
-      state=$(docker inspect --format '{{if .State.Health}}{{.State.Health.Status}}{{else}}{{.State.Status}}{{end}}' "$container")
-      [[ $state != healthy && $state != running ]]
-    do
-      if ((SECONDS >= deadline)) || [[ $state == exited || $state == dead ]]; then
-        docker logs --tail 30 "$container" >&2
-        die "$(docker inspect --format '{{slice .Name 1}}' "$container") is not healthy ($state); its last words are above. What is old still runs; run this again when the reason is gone"
-      fi
-      sleep 0.25
-    done
-  done
+  wait_until_containers_healthy "$HEALTHY_WITHIN_S" "$@" ||
+    die "$unhealthy_container is not healthy; its last words are above. What is old still runs; run this again when the reason is gone"
 }
 
 # One more is started and healthy before an old one stops: at no moment are there fewer than before.

@@ -1,0 +1,61 @@
+# What every script that changes something does alike: its common options, one at a time, and asking first.
+# shellcheck shell=bash
+
+confirmed=false # --yes
+dry_run=false   # --dry-run
+as_json=false   # --json
+
+# Takes one of the options that every such script has; fails on any other. `usage` is the script's own.
+parse_common_option() {
+  case $1 in
+    --yes) confirmed=true ;;
+    --dry-run) dry_run=true ;;
+    --json) as_json=true ;;
+    --help)
+      usage
+      exit 0
+      ;;
+    *) return 1 ;;
+  esac
+}
+
+# confirm QUESTION: unless --yes was said; dies where nobody can be asked.
+confirm() {
+  $confirmed && return
+  [[ -t 0 ]] || die "this changes the stack: say --yes (or --dry-run to see what would be done)"
+  local answer
+  read -r -p "$1 [y/N] " answer
+  [[ $answer == [yY] || $answer == [yY][eE][sS] ]] || die "nothing was changed"
+}
+
+# Two operations at once would take each other's stack apart. The lock ends with this process, whatever ends it; scripts
+# that it calls work under it.
+take_lock() {
+  [[ ${WHALEFALL_LOCK_OF-} != "$(project_name)" ]] || return 0
+  mkdir -p "$BUILD_DIR"
+  exec {lock}>> "$BUILD_DIR/$(project_name).lock"
+  # What a killed script had started may still be at work.
+  flock --timeout 30 "$lock" || die "another operation is changing the stack $(project_name); wait for it"
+  WHALEFALL_LOCK_OF=$(project_name)
+  export WHALEFALL_LOCK_OF
+}
+
+# wait_until_containers_healthy SECONDS CONTAINER...: fails after the deadline, or when one has ended, with its last words
+# on stderr; unhealthy_container then is its name and its state.
+wait_until_containers_healthy() {
+  local container state deadline=$((SECONDS + $1))
+  shift
+  for container; do
+    while
+      state=$(docker inspect --format '{{if .State.Health}}{{.State.Health.Status}}{{else}}{{.State.Status}}{{end}} {{.State.Status}}' "$container")
+      [[ $state != "healthy running" && $state != "running running" ]]
+    do
+      if ((SECONDS >= deadline)) || [[ $state == *" exited" || $state == *" dead" ]]; then
+        docker logs --tail 30 "$container" >&2
+        unhealthy_container="$(docker inspect --format '{{slice .Name 1}}' "$container") (${state% *})"
+        return 1
+      fi
+      sleep 0.25
+    done
+  done
+}
