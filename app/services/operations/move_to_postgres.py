@@ -8,24 +8,18 @@ only read, and locked meanwhile; at the end a note beside them keeps schedulers 
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import psycopg
-from psycopg.sql import SQL, Identifier
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Column,
     Connection,
     Engine,
-    Float,
-    Integer,
     MetaData,
     String,
     Table,
@@ -44,6 +38,7 @@ from app.db.clock import to_us
 from app.db.engines import create_engine_for, read_transaction, sqlite_path, write_transaction
 from app.db.jobstore_tables import IS_ACTIVE, nodes, runs
 from app.db.migrate import (
+    COMPATIBILITY_TABLES,
     HEADS,
     METADATA,
     VERSION_TABLES,
@@ -60,18 +55,21 @@ from app.ledger.one_store import refuse_other_store
 from app.services.accounts.admin_sync import ADMIN_NAME
 from app.services.operations.failure import OperationFailed
 from app.services.operations.moved_note import MovedNote, read_note, write_note
+from app.services.operations.store_copy import (
+    SqliteSource,
+    Sum,
+    Tell,
+    copy_store,
+    lift_limits,
+    verify_store,
+)
 from app.services.operations.store_files import STORE_NAMES, finding_of, is_open_elsewhere, open_database, utc_now
 from app.settings import Settings
 
-NOT_MOVED = frozenset({nodes.name})
-"""Tables that say what lives now: the schedulers on PostgreSQL write their own rows."""
 DEFAULT_FILES: Mapping[Store, str] = {"jobstore": "scheduler.db", "app": "whalefall.db"}
 VARIABLES: Mapping[Store, str] = {"jobstore": "JOBSTORE_URL", "app": "DATABASE_URL"}
 
 _LOCK = "move-to-postgres"
-_ROWS_AT_ONCE = 2000
-_TOLD_EVERY = 100_000  # rows
-_SHOWN_MISFITS = 5
 _ADVISORY_LOCK = 0x4D4F5645  # "MOVE"
 
 records = Table(
@@ -83,17 +81,6 @@ records = Table(
     Column("sums", Text, nullable=False),  # JSON: table -> [rows, checksum]
 )
 """In the target: what was moved there, committed together with the rows themselves."""
-
-Tell = Callable[[str], None]
-Values = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Sum:
-    """How many rows a table has, and a checksum over all of them that does not depend on their order."""
-
-    rows: int
-    checksum: str
 
 
 @dataclass(frozen=True)
@@ -130,21 +117,6 @@ class Moved:
         }
 
 
-@dataclass
-class _Source:
-    """A SQLite store that is read, locked against writers until the move is over."""
-
-    store: Store
-    file: Path
-    connection: Connection
-    sums: dict[str, Sum] = field(default_factory=dict)
-
-
-def tables_of(store: Store) -> list[Table]:
-    """Every table of a store that is moved, in an order in which rows may refer to rows before them."""
-    return [table for table in METADATA[store].sorted_tables if table.name not in NOT_MOVED]
-
-
 def move(settings: Settings, *, files: Mapping[Store, Path] | None = None, tell: Tell, dry_run: bool = False) -> Moved:
     """Moves the rows of the SQLite `files` (those of this userdata when left out) to where JOBSTORE_URL and
     DATABASE_URL point. `tell` takes lines of progress.
@@ -164,10 +136,10 @@ def move(settings: Settings, *, files: Mapping[Store, Path] | None = None, tell:
         opened = [held.enter_context(_opened(store, file, dry_run=dry_run)) for store, file in sources.items()]
         for source in opened:
             tell(f"reading {source.file}")
-            source.sums = {table.name: _checked_sum(source, table) for table in tables_of(source.store)}
+            source.take_sums()
             _tell_strangers(source, tell)
         # Stores in one database are moved in one transaction.
-        groups: dict[str, list[_Source]] = {}
+        groups: dict[str, list[SqliteSource]] = {}
         for source in opened:
             groups.setdefault(str(targets[source.store].url), []).append(source)
         already = True
@@ -253,7 +225,7 @@ def _answers(target: Engine, variable: str) -> bool:
 
 
 @contextmanager
-def _opened(store: Store, file: Path, *, dry_run: bool) -> Iterator[_Source]:
+def _opened(store: Store, file: Path, *, dry_run: bool) -> Iterator[SqliteSource]:
     """A source that is sound and at this release's schema; nobody writes to it until it is closed."""
     with open_database(file) as plain:
         finding = finding_of(plain)
@@ -275,138 +247,33 @@ def _opened(store: Store, file: Path, *, dry_run: bool) -> Iterator[_Source]:
         transaction = read_transaction if dry_run else write_transaction
         with transaction(engine) as connection:
             # Raw values, as the file holds them: the types that PostgreSQL would refuse must be seen.
-            yield _Source(store, file, connection)
+            yield SqliteSource(store, file, connection)
     except NewerSchema as error:
         raise OperationFailed(str(error)) from error
     finally:
         engine.dispose()
 
 
-def _tell_strangers(source: _Source, tell: Tell) -> None:
-    ours = {*METADATA[source.store].tables, VERSION_TABLES[source.store]}
+def _tell_strangers(source: SqliteSource, tell: Tell) -> None:
+    ours = {*METADATA[source.store].tables, VERSION_TABLES[source.store], COMPATIBILITY_TABLES[source.store]}
     for name in sorted(set(inspect(source.connection).get_table_names()) - ours):
         tell(f"{source.file}: the table {name} is none of this app's and stays where it is")
 
 
-def _not_ended(jobstore: _Source) -> int:
+def _not_ended(jobstore: SqliteSource) -> int:
     found: int = jobstore.connection.execute(select(func.count()).select_from(runs).where(IS_ACTIVE)).scalar_one()
     return found
-
-
-# Rows and checksums
-
-
-def _rows(connection: Connection, table: Table) -> Iterator[Values]:
-    """The rows of a table as the driver gives them, in the table's order of columns, without holding all of them."""
-    quote = connection.dialect.identifier_preparer.quote
-    columns = ", ".join(quote(column.name) for column in table.columns)
-    statement = f"SELECT {columns} FROM {quote(table.name)}"  # noqa: S608 - names of our own tables
-    options = {"stream_results": True, "yield_per": _ROWS_AT_ONCE}
-    for row in connection.exec_driver_sql(statement, execution_options=options):
-        yield tuple(row)
-
-
-def _canonical(table: Table) -> Callable[[Values], Values]:
-    """Turns a row of either database into what PostgreSQL holds.
-
-    SQLite has no booleans, and its texts may hold a NUL, which PostgreSQL cannot store: it is written out.
-    """
-    flags = [index for index, column in enumerate(table.columns) if isinstance(column.type, Boolean)]
-    texts = [index for index, column in enumerate(table.columns) if isinstance(column.type, String)]
-
-    def canonical(row: Values) -> Values:
-        values = list(row)
-        for index in flags:
-            if values[index] in (0, 1):
-                values[index] = bool(values[index])
-        for index in texts:
-            if isinstance(values[index], str) and "\0" in values[index]:
-                values[index] = values[index].replace("\0", "\\x00")
-        return tuple(values)
-
-    return canonical
-
-
-class _Summing:
-    """Adds rows up: the sum of their SHA-256, so that no order is needed; each row has its key, so none is twice."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self._total = 0
-
-    def add(self, row: Values) -> None:
-        digest = hashlib.sha256(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode())
-        self._total = (self._total + int.from_bytes(digest.digest())) % 2**256
-        self.rows += 1
-
-    def result(self) -> Sum:
-        return Sum(self.rows, f"{self._total:064x}")
-
-
-def sum_of(connection: Connection, table: Table) -> Sum:
-    """The sum of a table, in either database, from its rows as they are read now."""
-    canonical, summing = _canonical(table), _Summing()
-    for row in _rows(connection, table):
-        summing.add(canonical(row))
-    return summing.result()
-
-
-def _checked_sum(source: _Source, table: Table) -> Sum:
-    """The same of a SQLite table; OperationFailed where a value would not fit into PostgreSQL's column."""
-    canonical, summing, misfits = _canonical(table), _Summing(), []
-    checks = [(index, column, _fits(column)) for index, column in enumerate(table.columns)]
-    keys = [index for index, column in enumerate(table.columns) if column.primary_key]
-    for raw in _rows(source.connection, table):
-        row = canonical(raw)
-        for index, column, fits in checks:
-            value = row[index]
-            if not (column.nullable if value is None else fits(value)):
-                key = ", ".join(str(row[index]) for index in keys)
-                misfits.append(f"{table.name}.{column.name} of {key!r} ({_described(value)})")
-        if misfits:
-            continue
-        summing.add(row)
-    if misfits:
-        shown = "; ".join(misfits[:_SHOWN_MISFITS])
-        more = f"; and {len(misfits) - _SHOWN_MISFITS} more" if len(misfits) > _SHOWN_MISFITS else ""
-        raise OperationFailed(
-            f"{source.file} holds values that do not fit into PostgreSQL's columns: {shown}{more}. Nothing was changed;"
-            " correct them, or delete these rows, and try again"
-        )
-    return summing.result()
-
-
-def _fits(column: Column[Any]) -> Callable[[Any], bool]:
-    kind = column.type
-    if isinstance(kind, Boolean):
-        return lambda value: isinstance(value, bool)
-    if isinstance(kind, Integer):
-        bits = 63 if isinstance(kind, BigInteger) else 31
-        return lambda value: isinstance(value, int) and -(2**bits) <= value < 2**bits
-    if isinstance(kind, Float):
-        return lambda value: isinstance(value, float | int)
-    if isinstance(kind, String):
-        limit = kind.length
-        return lambda value: isinstance(value, str) and (limit is None or len(value) <= limit)
-    raise TypeError(f"{column}: how {kind!r} is moved is not known; tell it here")
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, str):
-        return f"{len(value)} characters"
-    return f"{type(value).__name__} {value!r}"[:80]
 
 
 # The move itself
 
 
-def _move_group(target: Engine, sources: Sequence[_Source], tell: Tell, *, dry_run: bool) -> bool:
+def _move_group(target: Engine, sources: Sequence[SqliteSource], tell: Tell, *, dry_run: bool) -> bool:
     """Moves the stores that go into one database, in one transaction; True when it was done before."""
     where = public_url(target.url)
     transaction = read_transaction if dry_run else write_transaction
     with transaction(target) as connection:
-        for limit in ("idle_in_transaction_session_timeout", "statement_timeout"):
-            connection.execute(text(f"SET LOCAL {limit} = 0"))
+        lift_limits(connection)
         # A move that was killed may still be undone by the server.
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
         known = _recorded(connection)
@@ -418,10 +285,10 @@ def _move_group(target: Engine, sources: Sequence[_Source], tell: Tell, *, dry_r
             return False
         failpoints.reach("move.begun")
         for source in sources:
-            _copy_store(connection, source, tell)
+            copy_store(connection, source, tell)
         failpoints.reach("move.copied")
         for source in sources:
-            _verify_store(connection, source, tell)
+            verify_store(connection, source, tell)
         _record(connection, sources)
         failpoints.reach("move.verified")
     tell(f"{where}: committed")
@@ -439,7 +306,7 @@ def _recorded(connection: Connection) -> dict[str, dict[str, Sum]]:
     }
 
 
-def _record(connection: Connection, sources: Sequence[_Source]) -> None:
+def _record(connection: Connection, sources: Sequence[SqliteSource]) -> None:
     records.create(connection, checkfirst=True)
     for source in sources:
         sums = {table: [found.rows, found.checksum] for table, found in source.sums.items()}
@@ -452,7 +319,7 @@ def _record(connection: Connection, sources: Sequence[_Source]) -> None:
 
 
 def _check_free(
-    connection: Connection, where: str, sources: Sequence[_Source], known: Mapping[str, dict[str, Sum]]
+    connection: Connection, where: str, sources: Sequence[SqliteSource], known: Mapping[str, dict[str, Sum]]
 ) -> None:
     """OperationFailed unless the stores are empty there, or hold an earlier copy that nobody has used since.
 
@@ -481,60 +348,6 @@ def _foreign(connection: Connection, table: Table) -> int:
         count = count.where(users.c.username != ADMIN_NAME)
     found: int = connection.execute(count).scalar_one()
     return found
-
-
-def _copy_store(connection: Connection, source: _Source, tell: Tell) -> None:
-    tables = tables_of(source.store)
-    for table in reversed(tables):
-        connection.execute(delete(table))
-    for table in tables:
-        _copy_table(connection, source, table, tell)
-
-
-def _copy_table(connection: Connection, source: _Source, table: Table, tell: Tell) -> None:
-    canonical = _canonical(table)
-    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    columns = SQL(", ").join(Identifier(column.name) for column in table.columns)
-    rows = 0
-    try:
-        with driver.cursor() as cursor:
-            with cursor.copy(SQL("COPY {} ({}) FROM STDIN").format(Identifier(table.name), columns)) as copy:
-                for row in _rows(source.connection, table):
-                    copy.write_row(canonical(row))
-                    rows += 1
-                    if rows % _TOLD_EVERY == 0:
-                        tell(f"{table.name}: {rows} of {source.sums[table.name].rows} rows")
-            # Or the first queries on a large table would be planned as if it were empty.
-            cursor.execute(SQL("ANALYZE {}").format(Identifier(table.name)))
-    except psycopg.Error as error:
-        raise OperationFailed(
-            f"{table.name}: PostgreSQL did not take the rows: {error}; nothing was committed"
-        ) from error
-    _set_sequence(connection, table)
-    tell(f"{table.name}: {rows} rows copied")
-
-
-def _set_sequence(connection: Connection, table: Table) -> None:
-    """What PostgreSQL numbers by itself goes on behind the rows that brought their numbers along."""
-    column = table.autoincrement_column
-    if column is None:
-        return
-    highest = connection.execute(select(func.max(column))).scalar_one()
-    connection.execute(
-        text("SELECT setval(pg_get_serial_sequence(:table, :column), :value, :used)"),
-        {"table": table.name, "column": column.name, "value": highest or 1, "used": highest is not None},
-    )
-
-
-def _verify_store(connection: Connection, source: _Source, tell: Tell) -> None:
-    for table in tables_of(source.store):
-        found, wanted = sum_of(connection, table), source.sums[table.name]
-        if found != wanted:
-            raise OperationFailed(
-                f"{table.name}: {found.rows} rows with checksum {found.checksum[:16]} are in PostgreSQL,"
-                f" {wanted.rows} with {wanted.checksum[:16]} in {source.file}; nothing was committed"
-            )
-    tell(f"{source.store}: row counts and checksums of {len(source.sums)} tables agree")
 
 
 def _note(settings: Settings, moved: Moved) -> None:

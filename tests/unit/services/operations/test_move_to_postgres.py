@@ -14,7 +14,8 @@ from app.db.jobstore_tables import jobs, run_logs, runs
 from app.db.migrate import METADATA, ensure_schema
 from app.runtime import Runtime
 from app.services.operations.failure import OperationFailed
-from app.services.operations.move_to_postgres import move, sum_of, tables_of
+from app.services.operations.move_to_postgres import move
+from app.services.operations.store_copy import sum_of, tables_of
 from app.settings import Settings
 
 POSTGRES = "postgresql+psycopg://me:secret@127.0.0.1:9/jobs"
