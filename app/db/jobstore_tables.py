@@ -1,4 +1,4 @@
-"""Tables of the job store: jobs, runs with their logs, nodes, messages on their way out, keys of repeated requests.
+"""Tables of the job store: jobs, runs with their logs, nodes, outgoing messages, keys of repeated requests, holds.
 
 Times are microseconds since the epoch, UTC (app.db.clock). JSON is kept as text, so that a row whose JSON is
 damaged can still be selected, shown and set aside. Columns that only some rows use are nullable.
@@ -184,3 +184,12 @@ idempotency_keys = Table(
     Column("created_at", BigInteger, nullable=False),
 )
 Index("ix_idempotency_keys_created_at", idempotency_keys.c.created_at)
+
+holds = Table(
+    "holds",
+    jobstore_metadata,
+    Column("name", String(16), primary_key=True),  # all: it holds every job
+    Column("reason", Text, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)

@@ -7,6 +7,7 @@ told. It knows no Flask.
 
 from app.ledger.apscheduler_overrides import LedgerScheduler, LoopHealth
 from app.ledger.execution import Ending, execute
+from app.ledger.holds import CATCH_UPS, CatchUp, CaughtUp, DueMoments, Hold, TooMuchToCatchUp
 from app.ledger.jobs import EXECUTORS, Job, NewJob, job_from_row
 from app.ledger.ledger import Ledger, LoadReport, ReloadReport
 from app.ledger.nodes import Node
@@ -15,8 +16,13 @@ from app.ledger.run_ids import run_id_floor
 from app.ledger.runs import Run, RunContext, Ticket, run_from_row
 
 __all__ = [
+    "CATCH_UPS",
     "EXECUTORS",
+    "CatchUp",
+    "CaughtUp",
+    "DueMoments",
     "Ending",
+    "Hold",
     "Job",
     "Ledger",
     "LedgerScheduler",
@@ -30,6 +36,7 @@ __all__ = [
     "Run",
     "RunContext",
     "Ticket",
+    "TooMuchToCatchUp",
     "execute",
     "job_from_row",
     "run_from_row",

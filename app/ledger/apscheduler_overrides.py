@@ -45,7 +45,7 @@ from app.db.jobstore_tables import jobs
 from app.db.reach import store_name
 from app.errors import NotFound, ValidationError
 from app.ledger import capture, failpoints
-from app.ledger.claim import JOBS_PER_LOOK, Claimed, claim, find_crowded
+from app.ledger.claim import JOBS_PER_LOOK, Claimed, claim, find_crowded, is_due, is_held
 from app.ledger.dispatch import Dispatcher
 from app.ledger.execution import (
     ContextFactory,
@@ -651,14 +651,14 @@ class LedgerScheduler(BackgroundScheduler):
             self._awaited = None
             return True
         with self._loop_engine.connect() as connection:
-            due = select(jobs.c.id).where(jobs.c.next_run_time <= database_now_us(connection), jobs.c.problem.is_(None))
+            due = select(jobs.c.id).where(is_due(database_now_us(connection)), ~is_held())
             return connection.execute(due.limit(1)).first() is not None
 
     def _seconds_to_next_moment(self) -> float:
         with self._loop_engine.connect() as connection:
             earliest: int | None = connection.execute(
                 select(jobs.c.next_run_time)
-                .where(jobs.c.next_run_time.is_not(None), jobs.c.problem.is_(None))
+                .where(jobs.c.next_run_time.is_not(None), jobs.c.problem.is_(None), ~is_held())
                 .order_by(jobs.c.next_run_time)
                 .limit(1)
             ).scalar_one_or_none()

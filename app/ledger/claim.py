@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, func, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db.jobstore_tables import IS_ACTIVE, Row, jobs, runs
+from app.db.jobstore_tables import IS_ACTIVE, Row, holds, jobs, runs
 from app.ledger import failpoints
-from app.ledger.fates import Fold, decide
+from app.ledger.fates import Decision, Fold, decide, fold_moments
 from app.ledger.jobs import UnreadableJob, read_object
 from app.ledger.outbox import Event, announce
 from app.ledger.run_ids import new_run_id
@@ -31,22 +31,24 @@ _REASONS = {
     "skipped": "max_instances ({instances}) was reached",
 }
 
-_CLAIM_COLUMNS = [
+CLAIM_COLUMNS = [
     *(jobs.c.id, jobs.c.task, jobs.c.trigger, jobs.c.kwargs, jobs.c.next_run_time, jobs.c.misfire_grace_time),
     *(jobs.c.coalesce, jobs.c.max_instances, jobs.c.priority, jobs.c.executor, jobs.c.retry_on_loss),
     *(jobs.c.max_attempts, jobs.c.retry_delay, jobs.c.soft_time_limit, jobs.c.time_limit),
 ]
+"""What a claim reads of a job."""
 _COPIED = (
     *("task", "priority", "executor", "max_instances", "misfire_grace_time", "retry_on_loss", "max_attempts"),
     *("retry_delay", "soft_time_limit", "time_limit"),
 )
 """What a run takes over from its job, as it stands at the claim."""
 
-_ADVANCE = (
+ADVANCE = (
     update(jobs)
     .where(jobs.c.id == bindparam("b_id"), jobs.c.next_run_time == bindparam("b_claimed"))
     .values(next_run_time=bindparam("b_next"))
 )
+"""Moves jobs on from the moment that was claimed: b_id, b_claimed, b_next."""
 
 
 @dataclass(slots=True)
@@ -62,14 +64,25 @@ class Claimed:
     withheld: bool = False
 
 
+def is_due(now: int | ColumnElement[int]) -> ColumnElement[bool]:
+    """Condition for jobs with a moment due at `now`."""
+    return and_(jobs.c.next_run_time <= now, jobs.c.problem.is_(None))
+
+
+def is_held() -> ColumnElement[bool]:
+    """Condition: a hold is on record (app/ledger/holds.py)."""
+    return exists(select(holds.c.name))
+
+
 def due_jobs(
     now: int, *, only: str | None = None, limit: int = JOBS_PER_LOOK, executor: str | None = None
 ) -> Select[Any]:
     """The jobs with a moment due at `now`, the most urgent first; rows that another node claims are passed over."""
-    query = select(*_CLAIM_COLUMNS).where(jobs.c.next_run_time <= now, jobs.c.problem.is_(None))
+    query = select(*CLAIM_COLUMNS).where(is_due(now))
     if only is not None:
         # An edit waits for a claim that is under way; without the lock both would insert the same moments.
         return query.where(jobs.c.id == only).with_for_update()
+    query = query.where(~is_held())
     if executor is not None:
         query = query.where(jobs.c.executor == executor)
     return (
@@ -124,6 +137,7 @@ def claim(
     if not rows:
         return Claimed()
     active = active_counts(connection)
+    held = only is not None and connection.execute(select(is_held())).scalar_one()
     claimed = Claimed(more_due=more_due)
     new_rows: list[dict[str, Any]] = []
     advances: list[dict[str, Any]] = []
@@ -131,29 +145,43 @@ def claim(
         job_id = row["id"]
         try:
             read_object(row, "kwargs")
-            decision = decide(
-                trigger=row["trigger"],
-                due=row["next_run_time"],
-                now=now,
-                grace_s=row["misfire_grace_time"],
-                coalesce=row["coalesce"],
-                free=row["max_instances"] - active.get(job_id, 0),
-            )
+            free = row["max_instances"] - active.get(job_id, 0)
+            decision = _settled_while_held(row, now) if held else _decided(row, now, free)
         except Exception as error:  # whatever the row holds, the other jobs must fire
             _set_aside(connection, job_id, error)
             continue
         claimed.more_due |= decision.next_moment is not None and decision.next_moment <= now
         for fold in decision.folds:
-            new_rows.append(_run_values(row, fold, owner=owner, now=now))
+            values = run_values(row, fold, owner=owner, now=now)
+            if held:
+                values["reason"] = "the job was changed while all jobs were held"
+            new_rows.append(values)
             if fold.fate != "run":
                 claimed.folded.append((job_id, fold))
         advances.append({"b_id": job_id, "b_claimed": row["next_run_time"], "b_next": decision.next_moment})
     claimed.tickets = insert_runs(connection, new_rows)
     failpoints.reach("claim.inserted")
     if advances:
-        connection.execute(_ADVANCE, advances)
+        connection.execute(ADVANCE, advances)
     announce(connection, [_missed_event(row) for row in new_rows if row["outcome"] == "missed"], alerts=alerts, now=now)
     return claimed
+
+
+def _decided(row: Row, now: int, free: int) -> Decision:
+    return decide(
+        trigger=row["trigger"],
+        due=row["next_run_time"],
+        now=now,
+        grace_s=row["misfire_grace_time"],
+        coalesce=row["coalesce"],
+        free=free,
+    )
+
+
+def _settled_while_held(row: Row, now: int) -> Decision:
+    """An edit takes a job's due moments along; while all is held, none of them may start."""
+    fold, following = fold_moments(row["trigger"], "missed", row["next_run_time"], now)
+    return Decision((fold,), following)
 
 
 def active_counts(connection: Connection, job_id: str | None = None) -> dict[str, int]:
@@ -226,7 +254,8 @@ def insert_runs(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[
     return [Ticket(**{name: row[name] for name in TICKET_COLUMNS}) for row in pending]
 
 
-def _run_values(row: Row, fold: Fold, *, owner: str, now: int) -> dict[str, Any]:
+def run_values(row: Row, fold: Fold, *, owner: str, now: int) -> dict[str, Any]:
+    """The run row of a fold of the job's moments; `row` has CLAIM_COLUMNS."""
     runs_now = fold.fate == "run"
     reason = None
     if not runs_now:

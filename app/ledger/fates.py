@@ -64,18 +64,18 @@ def decide(*, trigger: str, due: int, now: int, grace_s: int, coalesce: bool, fr
     folds: list[Fold] = []
     moment: int | None = due
     if due < oldest:
-        missed, moment = _fold(trigger, "missed", due, oldest - 1)
+        missed, moment = fold_moments(trigger, "missed", due, oldest - 1)
         folds.append(missed)
     if moment is None or moment > now:
         return Decision(tuple(folds), moment)
     if coalesce:
-        timely, following = _fold(trigger, "run", moment, now)
+        timely, following = fold_moments(trigger, "run", moment, now)
         if timely.count > 1:
-            folds.append(_fold(trigger, "coalesced", moment, timely.last - 1)[0])
+            folds.append(fold_moments(trigger, "coalesced", moment, timely.last - 1)[0])
         folds.append(Fold("run" if free > 0 else "skipped", timely.last, timely.last))
         return Decision(tuple(folds), following)
     if free <= 0:
-        skipped, following = _fold(trigger, "skipped", moment, now)
+        skipped, following = fold_moments(trigger, "skipped", moment, now)
         return Decision((*folds, skipped), following)
     for _ in range(MOMENTS_PER_LOOK):
         folds.append(Fold("run", moment, moment))
@@ -85,6 +85,7 @@ def decide(*, trigger: str, due: int, now: int, grace_s: int, coalesce: bool, fr
     return Decision(tuple(folds), moment)
 
 
-def _fold(trigger: str, fate: Fate, first: int, until: int) -> tuple[Fold, int | None]:
+def fold_moments(trigger: str, fate: Fate, first: int, until: int) -> tuple[Fold, int | None]:
+    """The moments of a stored trigger from `first`, which is one, up to `until`, as one fold; and the next one."""
     count, last, following = fold_fires(json.loads(trigger), from_us(first), from_us(until))
     return Fold(fate, first, to_us(last), count), None if following is None else to_us(following)

@@ -22,6 +22,7 @@ from app.db.jobstore_tables import ACTIVE, JOB_ID_LENGTH, Row, jobs, run_logs, r
 from app.errors import _N, NotFound, PreconditionFailed, ValidationError
 from app.ledger.claim import active_counts, claim, copied, insert_runs
 from app.ledger.fates import first_moment
+from app.ledger.holds import CatchUp, CaughtUp, DueMoments, Hold, due_moments, end_hold, find_hold, put_hold
 from app.ledger.jobs import SETTINGS, Job, NewJob, UnreadableJob, job_from_row, to_json
 from app.ledger.nodes import Node, list_nodes
 from app.ledger.repeats import RepeatKey, remember
@@ -246,7 +247,9 @@ class Ledger:
         `kwargs` replace the job's own for this run. NotFound; ValidationError at `max_instances`. `repeat` makes a
         second request with the same key harmless: RepeatedRequest.
         """
-        with self._edit(job_id) as (connection, now):
+        with self._edit() as (connection, now):
+            if find_hold(connection) is None:  # else what is due waits for a decision
+                self._settle(connection, job_id, now)
             row = _active_row(connection, job_id)
             run_id = new_run_id(now)
             if repeat is not None:
@@ -334,6 +337,31 @@ class Ledger:
                 return total
             # Who waits for SQLite's lock sleeps up to 0.1 s between two tries: without a pause it hardly gets in.
             time.sleep(_PURGE_PAUSE_S)
+
+    # Holds
+
+    def hold(self, reason: str, by: str) -> Hold:
+        """From now on no job fires by its trigger, on any node, until `release_hold`; a hold that is there stays."""
+        with self._edit() as (connection, now):
+            return put_hold(connection, reason=reason, by=by, now=now)
+
+    def held(self) -> Hold | None:
+        """The hold on record, if any."""
+        with read_transaction(self.engine) as connection:
+            return find_hold(connection)
+
+    def due_moments(self) -> list[DueMoments]:
+        """What is due and not on record, by job: in a hold, the fires that wait for a decision."""
+        with read_transaction(self.engine) as connection:
+            return due_moments(connection, now=database_now_us(connection))
+
+    def release_hold(self, catch_up: CatchUp) -> CaughtUp | None:
+        """Ends the hold; `catch_up` says what becomes of what is due. None when there is no hold.
+
+        TooMuchToCatchUp, and the hold goes on.
+        """
+        with self._edit() as (connection, now):
+            return end_hold(connection, catch_up=catch_up, now=now)
 
     # The store
 

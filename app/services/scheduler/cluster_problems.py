@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import _N
-from app.ledger import Node
+from app.ledger import Hold, Node
 
 CLOCK_OFF_AFTER_S = 2.0
 """A node's clock may be so far from the database's: what a busy machine adds to the measurement stays below it."""
@@ -27,18 +27,35 @@ class ClusterProblem:
 
 
 def cluster_problems(
-    living: Sequence[Node], *, tasks_in_use: Collection[tuple[str, str]], known_tasks: Collection[str], me: str
+    living: Sequence[Node],
+    *,
+    hold: Hold | None,
+    tasks_in_use: Collection[tuple[str, str]],
+    known_tasks: Collection[str],
+    me: str,
 ) -> list[ClusterProblem]:
     """Problems of the `living` nodes and of the jobs.
 
     tasks_in_use: (task, executor) of the jobs that are on. known_tasks: what this process, named `me`, could run.
     """
     return [
+        *_held(hold),
         *_different_code(living),
         *_clocks_off(living),
         *_unknown_tasks(tasks_in_use, known_tasks, me),
         *_nobody_for_celery(living, tasks_in_use),
     ]
+
+
+def _held(hold: Hold | None) -> list[ClusterProblem]:
+    if hold is None:
+        return []
+    told = {"by": hold.by, "since": hold.since.isoformat(timespec="seconds"), "reason": hold.reason}
+    message = _N(
+        "所有任务的调度已被 %(by)s 暂停，自 %(since)s 起（%(reason)s）；手动运行不受影响。"
+        "解除：flask jobs release-hold --catch-up skip|run-latest|run-all"
+    )
+    return [ClusterProblem("held", message, (), told)]
 
 
 def _different_code(living: Sequence[Node]) -> list[ClusterProblem]:

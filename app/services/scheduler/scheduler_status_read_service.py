@@ -80,7 +80,7 @@ class CountersView(BaseModel):
 class ProblemView(BaseModel):
     """Something that an operator should mend. `code` is for programs, `message` for people, `nodes` are names."""
 
-    code: str = Field(description="versions_differ, code_differs, clock_off, task_unknown, no_worker")
+    code: str = Field(description="held, versions_differ, code_differs, clock_off, task_unknown, no_worker")
     message: str
     nodes: list[str]
 
@@ -188,6 +188,7 @@ class SchedulerStatusReadService:
     def _problems(self, nodes: Sequence[Node], now: datetime) -> list[ProblemView]:
         found = cluster_problems(
             [node for node in nodes if _is_alive(node, now)],
+            hold=self._runtime.ledger.held(),
             tasks_in_use=self._jobs.tasks_in_use(),
             known_tasks={task.name for task in self._runtime.tasks.all()},
             me=self._runtime.settings.node_name,

@@ -18,6 +18,7 @@ import app.db.inventory_tables
 import app.db.jobstore_tables  # noqa: F401 - the tables that the metadata is compared with
 from app.db.engines import create_engine_for, read_transaction, write_transaction
 from app.db.migrate import (
+    COMPATIBILITY_TABLES,
     HEADS,
     METADATA,
     VERSION_TABLES,
@@ -47,7 +48,9 @@ def engine(tmp_path: Path) -> Engine:
 def test_the_migrations_make_the_tables_that_the_code_uses(engine: Engine, store: Store) -> None:
     ensure_schema(engine, store)
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLES[store]})
+        note = COMPATIBILITY_TABLES[store]
+        ours = {"version_table": VERSION_TABLES[store], "include_name": lambda name, *_: name != note}
+        context = MigrationContext.configure(connection, opts=ours)
         assert compare_metadata(context, METADATA[store]) == []
 
 
@@ -69,6 +72,7 @@ def test_a_database_of_a_newer_release_is_refused_untouched(engine: Engine) -> N
     ensure_schema(engine, "jobstore")
     with write_transaction(engine) as connection:
         connection.execute(text("UPDATE jobstore_schema_version SET version_num = '9999'"))
+        connection.execute(text("DROP TABLE jobstore_schema_compatibility"))
     with pytest.raises(NewerSchema, match="9999"):
         ensure_schema(engine, "jobstore")
     with read_transaction(engine) as connection:
@@ -80,10 +84,8 @@ def test_a_database_of_a_newer_release_that_left_it_usable_is_used_as_it_is(engi
     for usable_from, is_usable in ((HEADS["jobstore"], True), ("0001", True), ("9998", False)):
         with write_transaction(engine) as connection:
             connection.execute(text("UPDATE jobstore_schema_version SET version_num = '9999'"))
-            connection.execute(text("DROP TABLE IF EXISTS jobstore_schema_compatibility"))
-            connection.execute(text("CREATE TABLE jobstore_schema_compatibility (usable_from VARCHAR(32))"))
             connection.execute(
-                text("INSERT INTO jobstore_schema_compatibility VALUES (:revision)"), {"revision": usable_from}
+                text("UPDATE jobstore_schema_compatibility SET usable_from = :revision"), {"revision": usable_from}
             )
         if is_usable:
             ensure_schema(engine, "jobstore")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.i18n import english
-from app.ledger import Node
+from app.ledger import Hold, Node
 from app.services.scheduler.cluster_problems import ClusterProblem, cluster_problems
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -26,14 +26,27 @@ def node(name: str, *, version: str = "1.0", kind: Any = "scheduler", **stats: A
     )
 
 
-def found(*living: Node, tasks: tuple[tuple[str, str], ...] = (), known: tuple[str, ...] = ()) -> list[ClusterProblem]:
-    return cluster_problems(living, tasks_in_use=tasks, known_tasks=known, me="here")
+def found(
+    *living: Node,
+    hold: Hold | None = None,
+    tasks: tuple[tuple[str, str], ...] = (),
+    known: tuple[str, ...] = (),
+) -> list[ClusterProblem]:
+    return cluster_problems(living, hold=hold, tasks_in_use=tasks, known_tasks=known, me="here")
 
 
 def test_nodes_alike_have_no_problem() -> None:
     alike = [node(name, code="c", clock_offset_ms=offset) for name, offset in (("a", 0.4), ("b", -1900))]
     assert found(*alike, tasks=(("t", "default"),), known=("t", "other")) == []
     assert found() == []
+
+
+def test_a_hold_is_told_with_its_reason_and_its_end() -> None:
+    (problem,) = found(node("a"), hold=Hold("a restore", "somebody", NOW))
+    told = english(problem.message, problem.params)
+    assert problem.code == "held"
+    assert "a restore" in told
+    assert "flask jobs release-hold --catch-up" in told
 
 
 def test_different_releases_are_told_once() -> None:
