@@ -193,3 +193,19 @@ holds = Table(
     Column("created_by", String(64), nullable=False),
     Column("created_at", BigInteger, nullable=False),
 )
+
+run_totals = Table(
+    "run_totals",
+    jobstore_metadata,
+    Column("name", String(32), primary_key=True),
+    Column("labels", String(512), primary_key=True),  # JSON array
+    Column("value", BigInteger, nullable=False),
+)
+"""Counts of the runs that ended, for the metrics: they go on rising when old runs are purged."""
+
+uncounted_runs = Table(
+    "uncounted_runs",
+    jobstore_metadata,
+    Column("run_id", String(32), primary_key=True),
+)
+"""Runs that had not ended when those claimed at their time were added to the totals."""
