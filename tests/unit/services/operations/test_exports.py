@@ -12,8 +12,9 @@ import yaml
 from app.ledger import Job, NewJob
 from app.ledger.jobs import SETTINGS
 from app.runtime import Runtime
-from app.services.operations.exports import apply_export, export_changes, find_export, read_export
+from app.services.operations.exports import export_changes, find_export, read_export
 from app.services.operations.failure import OperationFailed
+from app.services.operations.imports import Applied, apply_export
 from app.triggers import parse_trigger
 from tests.unit.services.operations.conftest import DEFAULTS, EVERY_MORNING, EVERY_NIGHT
 
@@ -46,6 +47,10 @@ def change_everything(runtime: Runtime) -> None:
     ledger.pause_job("日报", "1")
     ledger.add_job(NewJob(id="given_up", task="purge_run_history", trigger=EVERY_NIGHT), "1")
     ledger.delete_job("given_up", "1")
+
+
+def apply_file(runtime: Runtime, path: Path, **options: Any) -> Applied:
+    return apply_export(runtime, read_export(path), name=path.name, by="test", **options)
 
 
 def seen(runtime: Runtime) -> dict[str, dict[str, Any]]:
@@ -85,7 +90,7 @@ def test_file_can_be_reviewed(with_defaults: Runtime) -> None:
     path = export_changes(with_defaults, "reload")
     text = path.read_text(encoding="utf-8")
     assert text.startswith("#")
-    assert f"flask jobs apply-export {path.name}" in text
+    assert f"scripts/import_jobs.sh {path.name}" in text
     assert "每日报表" in text
 
 
@@ -94,11 +99,11 @@ def test_reset_and_apply_give_the_same_jobs(with_defaults: Runtime) -> None:
     before = seen(with_defaults)
     path = export_changes(with_defaults, "reset")
     remove_everything(with_defaults)
-    applied = apply_export(with_defaults, path, by="test")
+    applied = apply_file(with_defaults, path)
     assert seen(with_defaults) == before
     assert applied.added == ("日报",)
     assert set(applied.changed) == {"sync_accounts", "purge_run_history", "copy_report"}
-    assert apply_export(with_defaults, path, by="test").unchanged == (*applied.changed, "日报")
+    assert apply_file(with_defaults, path).unchanged == (*applied.changed, "日报")
 
 
 def remove_everything(runtime: Runtime) -> None:
@@ -114,7 +119,7 @@ def test_reload_and_apply_restore_own_jobs(with_defaults: Runtime) -> None:
     path = export_changes(with_defaults, "reload")
     with_defaults.ledger.reload_defaults(DEFAULTS, by="test")
     assert with_defaults.ledger.get_job("日报") is None
-    applied = apply_export(with_defaults, path, by="test")
+    applied = apply_file(with_defaults, path)
     assert applied.restored == ("日报",)
     assert seen(with_defaults) == before
 
@@ -123,7 +128,7 @@ def test_paused_job_has_no_next_run_after_apply(with_defaults: Runtime) -> None:
     change_everything(with_defaults)
     path = export_changes(with_defaults, "reset")
     remove_everything(with_defaults)
-    apply_export(with_defaults, path, by="test")
+    apply_file(with_defaults, path)
     for job_id in ("purge_run_history", "copy_report", "日报"):
         job = with_defaults.ledger.get_job(job_id)
         assert isinstance(job, Job)
@@ -141,7 +146,7 @@ def test_what_an_export_leaves_out_is_cleared(with_defaults: Runtime) -> None:
     with_defaults.ledger.change_job(
         "plain", {"time_limit": 9, "ping_url": "https://hc.example/", "max_attempts": 3}, "1"
     )
-    assert apply_export(with_defaults, path, by="test").changed == ("plain",)
+    assert apply_file(with_defaults, path).changed == ("plain",)
     plain = with_defaults.ledger.get_job("plain")
     assert plain is not None
     assert (plain.time_limit, plain.ping_url, plain.max_attempts) == (None, None, 1)
@@ -152,7 +157,7 @@ def test_dry_run_changes_nothing(with_defaults: Runtime) -> None:
     path = export_changes(with_defaults, "reset")
     remove_everything(with_defaults)
     before = seen(with_defaults)
-    assert apply_export(with_defaults, path, by="test", dry_run=True).added == ("日报",)
+    assert apply_file(with_defaults, path, dry_run=True).added == ("日报",)
     assert seen(with_defaults) == before
 
 
@@ -160,7 +165,7 @@ def test_unknown_task_is_applied_with_a_warning(with_defaults: Runtime) -> None:
     with_defaults.ledger.add_job(NewJob(id="later", task="not_here_yet", trigger=EVERY_NIGHT), "1")
     path = export_changes(with_defaults, "reset")
     remove_everything(with_defaults)
-    applied = apply_export(with_defaults, path, by="test")
+    applied = apply_file(with_defaults, path)
     assert applied.added == ("later",)
     assert "not_here_yet" in applied.warnings[0]
 
@@ -208,7 +213,7 @@ def test_bad_export_is_refused_whole(with_defaults: Runtime, tmp_path: Path, con
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, allow_unicode=True))
     before = seen(with_defaults)
     with pytest.raises(OperationFailed, match=said) as refused:
-        apply_export(with_defaults, path, by="test")
+        apply_file(with_defaults, path)
     assert "\n" not in str(refused.value)
     assert seen(with_defaults) == before
 
@@ -225,7 +230,7 @@ def test_failure_in_the_middle_leaves_nothing_applied(with_defaults: Runtime, mo
 
     monkeypatch.setattr("app.ledger.ledger.Ledger.add_job", fail)
     with pytest.raises(RuntimeError, match="disk"):
-        apply_export(with_defaults, path, by="test")
+        apply_file(with_defaults, path)
     assert seen(with_defaults) == before
 
 
