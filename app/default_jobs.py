@@ -13,7 +13,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticError
 
-from app.db.engines import sqlite_path
 from app.errors import ValidationError, shown_value
 from app.i18n import english
 from app.job_fields import (
@@ -41,9 +40,6 @@ from app.tasks import BUILTIN_TASK_IDS, TaskRegistry
 from app.triggers import TRIGGER_FIELDS, TRIGGER_TYPES, parse_trigger
 
 LIST_KEY = "default_tasks"
-
-_FOR_SQLITE_ALONE = frozenset({"backup_jobstore"})
-"""Built-in tasks that could only fail, and raise an alarm, every time when a store is in PostgreSQL."""
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +154,7 @@ class _File:
             soft_time_limit=entry.soft_time_limit,
             time_limit=entry.time_limit,
             ping_url=entry.ping_url,
-            is_enabled=entry.enabled and _can_succeed(task, settings),
+            is_enabled=entry.enabled,
             source="builtin" if entry.id in BUILTIN_TASK_IDS else "default",
         )
 
@@ -220,10 +216,6 @@ class _File:
             mark, node = found
             line = mark.start_mark.line + 1
         return line
-
-
-def _can_succeed(task: str, settings: Settings) -> bool:
-    return task not in _FOR_SQLITE_ALONE or all(map(sqlite_path, (settings.jobstore_url, settings.database_url)))
 
 
 def _inside(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Node] | None:

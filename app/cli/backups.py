@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import click
 
 from app.cli.console import as_json, iso, jobs, one_line_errors, print_json, print_table
 from app.runtime import current_runtime
-from app.services.operations import backups
+from app.services.operations import backup_archive, backups
+from app.services.operations.failure import OperationFailed
 
 
 @jobs.command()
@@ -15,7 +19,7 @@ from app.services.operations import backups
 @as_json
 @one_line_errors
 def backup(*, reason: str, keep: int | None, as_json: bool) -> None:
-    """Copy both databases while they are in use to userdata/backups/, with a manifest."""
+    """Copy both stores while they are in use to userdata/backups/, with a manifest."""
     made = backups.back_up(current_runtime().settings, reason=reason, keep=keep)
     _print_backup(made, as_json)
 
@@ -40,12 +44,39 @@ def list_backups(*, as_json: bool) -> None:
 @as_json
 @one_line_errors
 def verify(*, backup: str, as_json: bool) -> None:
-    """Re-open a backup: sha256, integrity_check, schema version, row counts.
+    """Re-open a backup: sha256, content, schema version, row counts.
 
     BACKUP is a folder, a name in userdata/backups/, or `latest`.
     """
     path = backups.find_backup(current_runtime().settings, backup)
     _print_backup(backups.verify_backup(path), as_json)
+
+
+@jobs.command("send-backup")
+@click.argument("backup")
+@one_line_errors
+def send_backup(*, backup: str) -> None:
+    """Write a verified backup to standard output, as a tar.
+
+    BACKUP is a folder, a name in userdata/backups/, or `latest`.
+    """
+    if sys.stdout.isatty():
+        raise click.UsageError("a tar archive goes to standard output; send it to a file or a pipe")
+    verified = backups.verify_backup(backups.find_backup(current_runtime().settings, backup))
+    try:
+        with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as stream:
+            backup_archive.send_backup(verified, stream)
+    except BrokenPipeError as error:
+        raise OperationFailed("whoever was to take the backup stopped reading") from error
+
+
+@jobs.command("receive-backup")
+@as_json
+@one_line_errors
+def receive_backup(*, as_json: bool) -> None:
+    """Take a backup from standard input, as a tar, and verify it; it is kept for a restore."""
+    with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as stream:
+        _print_backup(backup_archive.receive_backup(current_runtime().settings, stream), as_json)
 
 
 def _print_backup(made: backups.Backup, as_json: bool) -> None:

@@ -31,16 +31,17 @@ _SHARED_FIRST = 0x40000000 + 2
 _SHARED_SIZE = 510
 
 
+def store_url(settings: Settings, store: Store) -> str:
+    """Where a store is."""
+    return settings.jobstore_url if store == "jobstore" else settings.database_url
+
+
 def store_file(settings: Settings, store: Store) -> Path:
     """The file of a store; OperationFailed when the store is no SQLite database."""
-    url = settings.jobstore_url if store == "jobstore" else settings.database_url
-    path = sqlite_path(url)
+    path = sqlite_path(store_url(settings, store))
     if path is None:
         variable = "JOBSTORE_URL" if store == "jobstore" else "DATABASE_URL"
-        raise OperationFailed(
-            f"{variable} names no SQLite file; this release backs up and resets SQLite stores only"
-            " (for PostgreSQL use pg_dump)"
-        )
+        raise OperationFailed(f"{variable} names no SQLite file")
     return path
 
 

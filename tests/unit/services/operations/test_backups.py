@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -40,7 +43,12 @@ def test_manifest_tells_what_the_backup_holds(with_defaults: Runtime, add_runs: 
     assert manifest.stores["app"].schema_version == HEADS["app"]
     assert manifest.newest_run is not None
     assert manifest.newest_run.run_id == ids[-1]
-    assert sorted(path.name for path in made.path.iterdir()) == ["manifest.json", "scheduler.db", "whalefall.db"]
+    assert sorted(path.name for path in made.path.iterdir()) == [
+        "SHA256SUMS",
+        "manifest.json",
+        "scheduler.db",
+        "whalefall.db",
+    ]
     assert verify_backup(made.path) == made
 
 
@@ -135,15 +143,66 @@ def test_verify_sees_rows_that_the_manifest_does_not_know(with_defaults: Runtime
     made = back_up(with_defaults.settings, reason="test")
     manifest = json.loads((made.path / "manifest.json").read_text())
     manifest["stores"]["jobstore"]["rows"]["jobs"] += 1
-    (made.path / "manifest.json").write_text(json.dumps(manifest))
+    file = made.path / "manifest.json"
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(OperationFailed, match="SHA256SUMS does not fit"):
+        verify_backup(made.path)
+    sums = made.path / "SHA256SUMS"
+    kept = sums.read_text().splitlines()[:-1]
+    sums.write_text("\n".join([*kept, f"{hashlib.sha256(file.read_bytes()).hexdigest()}  manifest.json", ""]))
     with pytest.raises(OperationFailed, match="row counts"):
         verify_backup(made.path)
+
+
+def test_sums_are_those_of_sha256sum(with_defaults: Runtime) -> None:
+    """Whoever has the folder can check it without this app."""
+    made = back_up(with_defaults.settings, reason="test")
+    checked = subprocess.run(
+        ["sha256sum", "--check", "SHA256SUMS"], cwd=made.path, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout
+    assert len(checked.stdout.splitlines()) == 3
+
+
+def test_backup_of_the_first_release_has_no_sums(with_defaults: Runtime) -> None:
+    made = back_up(with_defaults.settings, reason="test")
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    (made.path / "SHA256SUMS").unlink()
+    with pytest.raises(OperationFailed, match="no readable SHA256SUMS"):
+        verify_backup(made.path)
+    (made.path / "manifest.json").write_text(json.dumps(manifest | {"app_version": "0.1.0"}))
+    verify_backup(made.path)
+
+
+def test_every_flipped_bit_is_seen(with_defaults: Runtime) -> None:
+    made = back_up(with_defaults.settings, reason="test")
+    chance = random.Random(7)
+    for file in sorted(made.path.iterdir()):
+        content = file.read_bytes()
+        for _ in range(40):
+            spoiled = bytearray(content)
+            spoiled[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            file.write_bytes(spoiled)
+            with pytest.raises(OperationFailed):
+                verify_backup(made.path)
+        file.write_bytes(content[: chance.randrange(len(content))])
+        with pytest.raises(OperationFailed):
+            verify_backup(made.path)
+        file.write_bytes(content)
+    verify_backup(made.path)
+
+
+def test_a_spared_backup_survives_the_retention(with_defaults: Runtime) -> None:
+    first = back_up(with_defaults.settings, reason="first")
+    back_up(with_defaults.settings, reason="second")
+    third = back_up(with_defaults.settings, reason="third", keep=1, spare=[first.path])
+    assert [each.path for each in list_backups(with_defaults.settings)] == [third.path, first.path]
 
 
 def test_verify_leaves_nothing_beside_the_files(with_defaults: Runtime) -> None:
     made = back_up(with_defaults.settings, reason="test")
     verify_backup(made.path)
-    assert len(list(made.path.iterdir())) == 3
+    assert len(list(made.path.iterdir())) == 4
 
 
 def test_unknown_backup_is_named(with_defaults: Runtime) -> None:
@@ -153,7 +212,9 @@ def test_unknown_backup_is_named(with_defaults: Runtime) -> None:
         find_backup(with_defaults.settings, "latest")
 
 
-def test_other_databases_are_refused_with_the_way_out(with_defaults: Runtime) -> None:
-    elsewhere = replace(with_defaults.settings, jobstore_url="postgresql+psycopg://u@h/d")
-    with pytest.raises(OperationFailed, match=r"JOBSTORE_URL .*pg_dump"):
+def test_a_server_out_of_reach_is_named_without_its_password(with_defaults: Runtime) -> None:
+    elsewhere = replace(with_defaults.settings, jobstore_url="postgresql+psycopg://u:hidden@127.0.0.1:9/d")
+    with pytest.raises(OperationFailed, match=r"the jobstore database at postgresql://127.0.0.1:9/d") as refused:
         back_up(elsewhere, reason="test")
+    assert "hidden" not in str(refused.value)
+    assert not list(backups_folder(with_defaults.settings).iterdir())
