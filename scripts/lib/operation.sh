@@ -40,19 +40,24 @@ take_lock() {
   export WHALEFALL_LOCK_OF
 }
 
-# wait_until_containers_healthy SECONDS CONTAINER...: fails after the deadline, or when one has ended, with its last words
-# on stderr; unhealthy_container then is its name and its state.
+# wait_until_containers_healthy SECONDS CONTAINER...: fails after the deadline, or when one has ended or was restarted twice
+# meanwhile, with its last words on stderr; unhealthy_container then is its name and its state.
 wait_until_containers_healthy() {
-  local container state deadline=$((SECONDS + $1))
+  local container health status restarts deadline=$((SECONDS + $1))
+  local -A before=()
   shift
   for container; do
+    before[$container]=$(docker inspect --format '{{.RestartCount}}' "$container")
+  done
+  for container; do
     while
-      state=$(docker inspect --format '{{if .State.Health}}{{.State.Health.Status}}{{else}}{{.State.Status}}{{end}} {{.State.Status}}' "$container")
-      [[ $state != "healthy running" && $state != "running running" ]]
+      read -r status restarts health < <(docker inspect --format \
+        '{{.State.Status}} {{.RestartCount}} {{if .State.Health}}{{.State.Health.Status}}{{else}}healthy{{end}}' "$container")
+      [[ $status != running || $health != healthy ]]
     do
-      if ((SECONDS >= deadline)) || [[ $state == *" exited" || $state == *" dead" ]]; then
+      if ((SECONDS >= deadline || restarts > before[$container] + 1)) || [[ $status == exited || $status == dead ]]; then
         docker logs --tail 30 "$container" >&2
-        unhealthy_container="$(docker inspect --format '{{slice .Name 1}}' "$container") (${state% *})"
+        unhealthy_container="$(docker inspect --format '{{slice .Name 1}}' "$container") ($health, $status)"
         return 1
       fi
       sleep 0.25
