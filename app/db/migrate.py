@@ -6,6 +6,8 @@ database. That is what makes the way back to the release before possible.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -72,18 +74,29 @@ def ensure_schema(engine: Engine, store: Store) -> None:
         if is_newer_and_usable(connection, store):
             logger.warning("the %s database is of a newer release, which left it usable for this one", store)
             return
+    with schema_transaction(engine) as connection:
+        revision = current_revision(connection, store)  # another process may have been here first
+        if revision != HEADS[store]:
+            upgrade_schema(connection, store)
+
+
+@contextmanager
+def schema_transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction in which no other process changes a schema, however many want to."""
     with write_transaction(engine) as connection:
         if connection.dialect.name == "postgresql":
             # A migration may take its time, and the processes that wait for it too.
             for limit in ("idle_in_transaction_session_timeout", "lock_timeout", "statement_timeout"):
                 connection.execute(text(f"SET LOCAL {limit} = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-        revision = current_revision(connection, store)  # another process may have been here first
-        if revision != HEADS[store]:
-            _upgrade(connection, store, revision)
+        yield connection
 
 
-def _upgrade(connection: Connection, store: Store, revision: str | None) -> None:
+def upgrade_schema(connection: Connection, store: Store) -> None:
+    """Brings the store to this release's newest revision, in a transaction of schema_transaction.
+
+    Raises NewerSchema when it is at a revision that this release does not know.
+    """
     # Alembic is loaded for the rare start that migrates, not in every process for good.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
@@ -94,6 +107,7 @@ def _upgrade(connection: Connection, store: Store, revision: str | None) -> None
     config.attributes["connection"] = connection
     config.attributes["target_metadata"] = METADATA[store]
     config.attributes["version_table"] = VERSION_TABLES[store]
+    revision = current_revision(connection, store)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if revision is not None and revision not in known:
         raise NewerSchema(
