@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from app import create_app
@@ -16,6 +17,7 @@ GUNICORN_APP_LOAD_ERROR = 4  # makes Gunicorn's master give up at once instead o
 try:
     application = create_app()
 except (SettingsError, DefaultJobsError, DamagedDatabase, NewerSchema, StoreUnusable) as error:
-    # Mistakes of whoever operates it: one line says what to do; a traceback would bury it.
-    sys.stderr.write(f"{error}\n")
+    # Mistakes of whoever operates it: one line says what to do; a traceback would bury it. Gunicorn's own log is set up
+    # already; under `flask`, which has none, this goes to standard error as it is.
+    logging.getLogger("gunicorn.error").critical("%s", error)
     sys.exit(GUNICORN_APP_LOAD_ERROR)

@@ -27,7 +27,8 @@ from app.http.web_server import init_web_server
 from app.i18n import init_i18n
 from app.ledger import Ledger
 from app.ledger.one_store import refuse_other_store
-from app.logging_setup import configure_logging
+from app.logging_setup import configure_logging, log_what_nobody_catches
+from app.metrics import init_metrics
 from app.pages import init_pages
 from app.runtime import EXTENSION_KEY, Runtime
 from app.services.accounts.admin_sync import sync_admin
@@ -70,6 +71,8 @@ def build_app(settings: Settings, *, runs_scheduler: bool) -> APIFlask:
     app.register_blueprint(health)
     init_scheduler_api(app)
     init_pages(app)
+    if not settings.flask_run_from_cli:
+        init_metrics(app, program="scheduler" if runs_scheduler else "web")
     init_cli(app)
     # A preloaded web process forks after this: no connection may be shared with the children.
     runtime.jobstore.dispose()
@@ -130,6 +133,9 @@ def _prepare_store(variable: str, engine: Engine, store: Store, *, waits: bool) 
 def _configure_logging(settings: Settings, *, runs_scheduler: bool) -> None:
     if settings.flask_run_from_cli:
         # Results of a command go to standard output, so its records must not.
-        configure_logging("cli", settings.log_level, sys.stderr)
+        # In text: whoever typed the command reads them.
+        configure_logging("cli", settings.log_level, sys.stderr, log_format="text")
     else:
-        configure_logging("scheduler" if runs_scheduler else "web", settings.log_level)
+        program = "scheduler" if runs_scheduler else "web"
+        configure_logging(program, settings.log_level, log_format=settings.log_format, node=settings.node_name)
+        log_what_nobody_catches()

@@ -14,6 +14,8 @@ from app.alerts import Delivery
 from app.default_jobs import load_default_jobs
 from app.fleet.sender import Sender, open_broker
 from app.ledger import Ending, LedgerScheduler, ReloadReport, Ticket, capture, execute, failpoints
+from app.logging_setup import configure_logging
+from app.repositories.run_totals_repository import RunTotalsRepository
 from app.runtime import Runtime, current_runtime, runtime_of
 from app.settings import Settings
 from app.tasks import BUILTIN_TASK_IDS
@@ -60,6 +62,7 @@ def start_scheduler(app: Flask) -> LedgerScheduler:
     failpoints.arm(settings.fail_points)
     _report_old_store(runtime.jobstore)
     report = runtime.ledger.load_defaults(load_default_jobs(settings, runtime.tasks))
+    RunTotalsRepository(runtime.jobstore).begin()  # so that nothing that this scheduler runs is left out
     logger.info("default jobs: %s added, %s updated, %s kept", len(report.added), len(report.updated), len(report.kept))
     for job_id in report.unknown:
         logger.warning("job %s is no longer in %s; it stays until a reload", job_id, settings.scheduler_tasks_file)
@@ -144,6 +147,8 @@ def _run_in_child(settings: Settings, ticket: Ticket) -> Ending:
         from app import create_app  # noqa: PLC0415 - create_app starts the scheduler, so it imports this module
 
         _child_app = create_app(settings, init_scheduler_on_start=False)
+        # An app without a scheduler is the web elsewhere; this one's lines are the scheduler's.
+        configure_logging("scheduler", settings.log_level, log_format=settings.log_format, node=settings.node_name)
         capture.install()
     runtime = runtime_of(_child_app)
     return execute(

@@ -27,7 +27,9 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 SECRET_NAMES = ("SECRET_KEY", "ADMIN_PASSWORD", "API_TOKEN")
 PASSWORD_NAMES = ("POSTGRES_PASSWORD", "BROKER_PASSWORD")
 """Put into the URLs of PostgreSQL stores and of the broker that hold none; needed only where a server asks for one."""
+OTHER_SECRETS = ("METRICS_TOKEN",)
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+LOG_FORMATS = ("JSON", "TEXT")
 STORE_URLS_ACCEPTED = (
     "sqlite:////absolute/path.db (a file, never memory) or postgresql+psycopg://user:password@host/name"
 )
@@ -64,6 +66,8 @@ class Settings:
     api_token: str | None = field(repr=False)
     alert_webhook_url: str | None = field(repr=False)  # where alerts are posted
     scheduler_ping_url: str | None = field(repr=False)  # the scheduler's own dead-man ping
+    metrics_token: str | None = field(repr=False)  # opens /metrics through the published port
+    metrics_dir: Path | None  # where the processes of this container keep their counts of requests
     trusted_proxies: tuple[str, ...]
     scheduler_threads: int  # threads of the executor `default`
     worker_concurrency: int  # processes of a worker of the fleet
@@ -72,6 +76,8 @@ class Settings:
     run_retention_days: int
     backup_keep: int  # newest backups that stay
     log_level: str
+    log_format: str  # json or text
+    tls_address: str | None  # host:port where nginx serves https, when a certificate is mounted
     node_name: str  # this process's name in the ledger and in logs
     fail_points: Mapping[str, tuple[str, float]]  # of the end-to-end tests: name -> action, probability
     flask_run_from_cli: bool  # set by the `flask` command
@@ -105,6 +111,8 @@ class Settings:
             api_token=secrets["API_TOKEN"],
             alert_webhook_url=reader.web_address("ALERT_WEBHOOK_URL"),
             scheduler_ping_url=reader.web_address("SCHEDULER_PING_URL"),
+            metrics_token=secrets["METRICS_TOKEN"],
+            metrics_dir=reader.optional_path("PROMETHEUS_MULTIPROC_DIR"),
             trusted_proxies=reader.networks("TRUSTED_PROXIES"),
             scheduler_threads=reader.whole("SCHEDULER_THREADS", 64, 1, 1024),
             worker_concurrency=reader.whole("WORKER_CONCURRENCY", 4, 1, 256),
@@ -113,6 +121,8 @@ class Settings:
             run_retention_days=reader.whole("RUN_RETENTION_DAYS", 90, 1, 36_500),
             backup_keep=reader.whole("BACKUP_KEEP", 14, 1, 10_000),
             log_level=reader.choice("LOG_LEVEL", "INFO", LOG_LEVELS),
+            log_format=reader.choice("LOG_FORMAT", "JSON", LOG_FORMATS).lower(),
+            tls_address=reader.address("TLS_ADDRESS"),
             node_name=reader.node_name("NODE_NAME"),
             fail_points=reader.fail_points("FAIL_POINTS"),
             flask_run_from_cli=reader.text("FLASK_RUN_FROM_CLI", "") == "true",
@@ -168,6 +178,10 @@ class _Reader:
         if "\0" in value:
             raise SettingsError(name, value, "a path")
         return PROJECT_ROOT / Path(value).expanduser()
+
+    def optional_path(self, name: str) -> Path | None:
+        """The same without a default: None when unset."""
+        return self.path(name, PROJECT_ROOT) if self.text(name, "") else None
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
         return self._number(name, default, (low, high), int)
@@ -228,6 +242,13 @@ class _Reader:
                     name, part, "IP addresses or networks such as 10.0.0.0/8, separated by commas"
                 ) from None
         return tuple(found)
+
+    def address(self, name: str) -> str | None:
+        """A host and its port, as `host:port`; None when unset."""
+        value = self.text(name, "")
+        if value and not re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}", value):
+            raise SettingsError(name, value, "host:port")
+        return value or None
 
     def node_name(self, name: str) -> str:
         value = self.text(name, "") or socket.gethostname()
@@ -292,7 +313,7 @@ class _Reader:
         """The secrets by name, and what is wrong with the files of those that could not be read."""
         values: dict[str, str | None] = {}
         problems: dict[str, str] = {}
-        for name in SECRET_NAMES + PASSWORD_NAMES:
+        for name in SECRET_NAMES + PASSWORD_NAMES + OTHER_SECRETS:
             values[name] = self.env.get(name) or None
             file = self.text(f"{name}_FILE", "")
             if not file:

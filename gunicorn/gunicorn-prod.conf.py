@@ -9,21 +9,26 @@ import sys
 
 from gunicorn.glogging import Logger
 
+from app.log_lines import formatter_in, refuse  # the one part of the app that the master loads: no more than logging
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class WebLogger(Logger):
-    """Gunicorn's own lines in the shape of the app's (app/logging_setup.py)."""
+    """Gunicorn's own lines in the form of the app's, and where those are."""
 
-    error_fmt = "[web] %(asctime)s %(levelname)-7s gunicorn %(message)s"
-    datefmt = "%Y-%m-%dT%H:%M:%S%z"
+    def setup(self, cfg):
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setStream(sys.stdout)
+            handler.setFormatter(formatter_in(os.environ, "web"))
 
 
 def worker_count() -> int:
     """WEB_CONCURRENCY, 2 when unset; ends the process with one line on anything but 1 to 64."""
     value = os.environ.get("WEB_CONCURRENCY", "").strip() or "2"
     if not value.isdigit() or not 1 <= int(value) <= 64:
-        sys.exit(f"[web] WEB_CONCURRENCY is {value!r}; accepted: a whole number from 1 to 64")
+        refuse(os.environ, "web", f"WEB_CONCURRENCY is {value!r}; accepted: a whole number from 1 to 64")
     return int(value)
 
 

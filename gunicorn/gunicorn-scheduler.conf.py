@@ -11,6 +11,8 @@ import sys
 
 from gunicorn.glogging import Logger
 
+from app.log_lines import formatter_in, refuse  # the one part of the app that the master loads: no more than logging
+
 ONE_WORKER = (
     "the scheduler runs in exactly one worker: another one would be a second scheduler process beside the first"
     " (more nodes are more containers on one store, never more workers)"
@@ -19,19 +21,22 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class SchedulerLogger(Logger):
-    """Gunicorn's own lines in the shape of the app's (app/logging_setup.py)."""
+    """Gunicorn's own lines in the form of the app's, and where those are."""
 
-    error_fmt = "[scheduler] %(asctime)s %(levelname)-7s gunicorn %(message)s"
-    datefmt = "%Y-%m-%dT%H:%M:%S%z"
+    def setup(self, cfg):
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setStream(sys.stdout)
+            handler.setFormatter(formatter_in(os.environ, "scheduler"))
 
 
 def drain_seconds() -> float:
-    """DRAIN_SECONDS, read without app.settings: the master stays small as long as it imports none of the app."""
+    """DRAIN_SECONDS, read without app.settings: the master stays small as long as it does not load the app."""
     value = os.environ.get("DRAIN_SECONDS", "").strip() or "30"
     try:
         return float(value)
     except ValueError:
-        sys.exit(f"[scheduler] DRAIN_SECONDS is {value!r}; accepted: a number of seconds from 0 to 3600")
+        refuse(os.environ, "scheduler", f"DRAIN_SECONDS is {value!r}; accepted: a number of seconds from 0 to 3600")
 
 
 proc_name = "whalefall-scheduler"
@@ -80,7 +85,7 @@ logger_class = SchedulerLogger
 def on_starting(server):
     """Refuse `-w N` and GUNICORN_CMD_ARGS: they win over this file."""
     if server.cfg.workers != 1:
-        sys.exit(f"[scheduler] refused to start with {server.cfg.workers} workers: {ONE_WORKER}")
+        refuse(os.environ, "scheduler", f"refused to start with {server.cfg.workers} workers: {ONE_WORKER}")
 
 
 def nworkers_changed(server, new_value, old_value):

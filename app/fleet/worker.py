@@ -31,6 +31,7 @@ from app.fleet.messages import QUEUE, TASK, fleet_app
 from app.fleet.supervisor import Supervisor
 from app.ledger import failpoints
 from app.ledger.run_ids import new_run_id
+from app.log_lines import refuse
 from app.logging_setup import configure_logging
 from app.runtime import runtime_of
 from app.settings import Settings, SettingsError
@@ -97,7 +98,7 @@ def run_worker(settings: Settings) -> int:
     if not settings.celery_broker_url:
         raise SettingsError("CELERY_BROKER_URL", None, "the broker of the fleet, such as redis://valkey:6379/0")
     app = create_app(settings, init_scheduler_on_start=False)
-    configure_logging("worker", settings.log_level)
+    _log_as_worker(settings)  # create_app has taken this for the web
     failpoints.arm(settings.fail_points)
     runtime = runtime_of(app)
     node_id = new_run_id(now_us())
@@ -189,10 +190,19 @@ def main() -> int:
     """The entry: one line, and no traceback, for a mistake of whoever operates it."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery takes it over
     try:
-        return run_worker(Settings.load())
+        settings = Settings.load()
+    except SettingsError as error:
+        refuse({}, "worker", str(error), status=2)
+    try:
+        return run_worker(settings)
     except (SettingsError, DamagedDatabase, NewerSchema, StoreUnusable) as error:
-        sys.stderr.write(f"{error}\n")
+        _log_as_worker(settings)
+        logger.critical("%s", error)
         return 2
+
+
+def _log_as_worker(settings: Settings) -> None:
+    configure_logging("worker", settings.log_level, log_format=settings.log_format, node=settings.node_name)
 
 
 if __name__ == "__main__":

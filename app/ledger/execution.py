@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from structlog.contextvars import bound_contextvars
+
 from app.db.clock import from_us
 from app.ledger import capture
 from app.ledger.runs import Outcome, RunContext, Ticket
@@ -76,6 +78,21 @@ def execute(
     """
     began = time.monotonic_ns()
     stop = stop or StopSignal()
+    # In every record of this thread meanwhile, the task's own too.
+    with bound_contextvars(job_id=ticket.job_id, run_id=ticket.run_id):
+        logger.info(
+            "%s starts, due %s, attempt %d", ticket.task, from_us(ticket.scheduled_for).isoformat(), ticket.attempt
+        )
+        error, text = _call(ticket, node, resolve, context, stop, alarm=alarm)
+        ending = _ending(ticket, stop.reason, error, (time.monotonic_ns() - began) // 1000, text)
+        logger.info("%s ended after %.3f s: %s", ticket.task, ending.duration / 1_000_000, ending.outcome)
+    return ending
+
+
+def _call(
+    ticket: Ticket, node: str, resolve: TaskResolver, context: ContextFactory, stop: StopSignal, *, alarm: bool
+) -> tuple[str | None, str]:
+    """What went wrong, None where nothing did, and what the task wrote."""
     error: str | None = None
     with capture.captured() as log:
         try:
@@ -91,7 +108,7 @@ def execute(
         except BaseException as raised:  # SystemExit too: a task must not end its scheduler
             error = "".join(traceback.format_exception_only(raised)).strip() or type(raised).__name__
             logger.exception("run %s of job %s failed", ticket.run_id, ticket.job_id)
-    return _ending(ticket, stop.reason, error, (time.monotonic_ns() - began) // 1000, log.text())
+    return error, log.text()
 
 
 def _ending(ticket: Ticket, stopped: StopReason | None, error: str | None, duration: int, log: str) -> Ending:

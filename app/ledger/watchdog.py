@@ -3,7 +3,7 @@
 import faulthandler
 import logging
 import os
-import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -48,5 +48,13 @@ class Watchdog:
                     "the scheduler's loop has not turned for %.0f s: the process ends and is started anew",
                     time.monotonic() - turn,
                 )
-                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+                logger.critical("what its threads were at", extra={"exception": _traces()})
                 os._exit(EXIT_STATUS)
+
+
+def _traces() -> str:
+    """Where every thread of this process stands."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file=file, all_threads=True)
+        file.seek(0)
+        return file.read()

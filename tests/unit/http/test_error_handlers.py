@@ -108,7 +108,7 @@ def test_the_log_has_what_the_answer_has_not(client: FlaskClient, name: str) -> 
     configure_logging("web", "INFO", stream)
     client.get(f"/api/test/{name}", headers={"X-Request-ID": "find-me"})
     log = stream.getvalue()
-    assert "request_id=find-me" in log
+    assert '"request_id": "find-me"' in log
     assert "Traceback" in log
 
 
