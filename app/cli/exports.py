@@ -66,7 +66,7 @@ def apply_export(
         if as_json:
             print_json({"path": name, "own_jobs": len(export.own_jobs), "default_jobs": len(export.default_jobs)})
         else:
-            click.echo(f"{name} can be applied to a fresh store")
+            click.echo(name)
         return
     nothing_done = dry_run or diff
     applied = imports.apply_export(
