@@ -20,6 +20,7 @@ from app.db.jobstore_tables import (
     UNUSUAL,
     Row,
     jobs,
+    outbox,
     run_logs,
     runs,
 )
@@ -210,6 +211,12 @@ class RunsRepository:
                 outcome: (count, None if oldest is None else from_us(oldest))
                 for outcome, count, oldest in connection.execute(query)
             }
+
+    def undelivered(self) -> tuple[int, datetime | None]:
+        """How many messages to the outside wait, and since when the oldest does."""
+        with read_transaction(self._engine) as connection:
+            count, oldest = connection.execute(select(func.count(), func.min(outbox.c.created_at))).one()
+        return count, None if oldest is None else from_us(oldest)
 
     def lateness(self, since: datetime, *, limit: int) -> Sequence[float]:
         """Milliseconds from due to start of the newest `limit` scheduled runs that started since `since`.
