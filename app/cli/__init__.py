@@ -6,7 +6,18 @@ error. A command that fails says why in one line and exits with 1. No command st
 
 from flask import Flask
 
-from app.cli import backups, certificate, databases, drill, exports, hold, look, move, reset  # noqa: F401 - each adds its commands
+from app.cli import (  # noqa: F401 - each adds its commands
+    backups,
+    certificate,
+    databases,
+    drill,
+    explain,
+    exports,
+    hold,
+    look,
+    move,
+    reset,
+)
 from app.cli.console import db, jobs
 
 

@@ -38,9 +38,14 @@ require_stack() {
   [[ -n $stack_container ]] || die "there is no stack here; scripts/up.sh brings it up"
 }
 
+# Whether the container that require_stack found keeps running.
+stack_runs() {
+  [[ $(docker inspect --format '{{.State.Running}} {{.State.Restarting}}' "$stack_container") == "true false" ]]
+}
+
 require_running_stack() {
   require_stack
-  [[ $(docker inspect --format '{{.State.Running}} {{.State.Restarting}}' "$stack_container") == "true false" ]] ||
+  stack_runs ||
     die "the stack is not running; scripts/up.sh starts it, docker compose logs $SERVICE says why it stopped"
 }
 
