@@ -5,6 +5,7 @@ set -Eeuo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$ROOT"
 
+readonly WORKERS=3
 readonly VENV=.venv LOCK=requirements/test.txt
 
 usage() {
@@ -155,6 +156,8 @@ main() {
   # One pytest for both: one summary, and it is the last thing printed.
   local -a selected=(-m "not faults_long")
   [[ -z $faults ]] || selected=()
+  # Most tests wait most of the time: several workers share the machine (conftest.py). A chosen few run in this process.
+  [[ -n $expression ]] || selected+=(--numprocesses "$WORKERS" --dist loadgroup --no-loadscope-reorder)
   exec python -m pytest "${folders[@]}" "${selected[@]}" ${expression:+-k "$expression"}
 }
 
