@@ -92,8 +92,8 @@ def schema_transaction(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def upgrade_schema(connection: Connection, store: Store) -> None:
-    """Brings the store to this release's newest revision, in a transaction of schema_transaction.
+def upgrade_schema(connection: Connection, store: Store, *, to: str = "head") -> None:
+    """Brings the store to this release's newest revision, in a transaction of schema_transaction; or to one before it.
 
     Raises NewerSchema when it is at a revision that this release does not know.
     """
@@ -114,4 +114,4 @@ def upgrade_schema(connection: Connection, store: Store) -> None:
             f"The {store} database is at schema {revision}, which this release does not know "
             f"(its newest is {HEADS[store]}). Run the release that wrote it, or restore a backup."
         )
-    command.upgrade(config, "head")
+    command.upgrade(config, to)

@@ -27,6 +27,11 @@ NAMES = (
     "move.verified",  # before the commit
     "move.committed",
     "move.noted",
+    "restore.saved",  # the restore of a backup: the present is backed up
+    "restore.staged",
+    "restore.noted",  # what is to be put in place is on record
+    "restore.half",  # one of two files, or one of two databases, is in place
+    "restore.done",
 )
 ACTIONS = ("exit", "freeze", "error")
 EXIT_STATUS = 70

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Table, select
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
 
 from app.db.clock import now_us
-from app.db.engines import write_transaction
+from app.db.engines import sqlite_path, write_transaction
 from app.db.jobstore_tables import jobs, outbox, run_logs, runs
 from app.ledger.fates import next_moment
 from app.ledger.run_ids import new_run_id
 from app.runtime import Runtime
 from app.services.operations.failure import OperationFailed
 from app.services.operations.set_aside import asides
-from app.services.operations.store_files import finding_of, open_database, store_file, utc_now
+from app.services.operations.store_files import finding_of, open_database, utc_now
 from app.settings import Settings
 
 _ROWS_PER_COMMIT = 500
@@ -64,7 +66,8 @@ def carry_history(source: Path, jobstore: Engine) -> Carried:
 
     Runs that are there already stay as they are, so it can be called twice. A run that had not started
     becomes `cancelled`, one that had not ended `lost`: their processes are gone. Moments of jobs that both
-    stores have, due after the old store's last claim and before the new store knew the job, become `missed`.
+    stores have, due after the old store's last claim and before the new store knew the job, become `missed`, unless
+    they are on record: a store between the two may have had them.
     A damaged file gives every row that can be read from either end of a table; `damage` and `gaps` tell
     the rest.
     OperationFailed when `source` is no job store or nothing of its history can be read.
@@ -123,13 +126,15 @@ def _carry_one(file: Path, runtime: Runtime) -> Carried:
 
 def _database_in(settings: Settings, source: Path) -> Path:
     if source.is_dir():
-        return source / store_file(settings, "jobstore").name
+        # What was set aside of a PostgreSQL store, too, is such a file (see set_aside_tables).
+        own = sqlite_path(settings.jobstore_url)
+        return source / ("scheduler.db" if own is None else own.name)
     return source
 
 
 def _carry_runs(old: sqlite3.Connection, jobstore: Engine, carried: Carried) -> None:
     now = now_us()
-    for batch in _batches(old, runs, carried):
+    for batch in batches(old, runs, carried):
         rows = [_ended(row, now) for row in batch]
         before = [row["run_id"] for row in rows]
         with write_transaction(jobstore) as new:
@@ -145,13 +150,13 @@ def _carry_runs(old: sqlite3.Connection, jobstore: Engine, carried: Carried) -> 
 
 
 def _carry_logs(old: sqlite3.Connection, jobstore: Engine, carried: Carried) -> None:
-    for batch in _batches(old, run_logs, carried):
+    for batch in batches(old, run_logs, carried):
         with write_transaction(jobstore) as new:
             carried.logs += len(_insert(new, run_logs, batch))
 
 
 def _carry_messages(old: sqlite3.Connection, jobstore: Engine, carried: Carried) -> None:
-    for batch in _batches(old, outbox, carried):
+    for batch in batches(old, outbox, carried):
         with write_transaction(jobstore) as new:
             carried.messages += len(_insert(new, outbox, batch))
 
@@ -164,14 +169,36 @@ def _key(table: Table) -> str:
 def _insert(new: Connection, table: Table, rows: list[dict[str, Any]]) -> set[str]:
     """Inserts the rows whose keys are free; the ids of those that are in. A row that a damaged page garbled
     so that it breaks the table's rules is left out."""
-    inserted: set[str] = set()
     if not rows:
-        return inserted
+        return set()
+    if new.dialect.name == "postgresql":
+        return _insert_on_server(new, table, rows)
+    inserted: set[str] = set()
     statement = sqlite_dialect.insert(table).prefix_with("OR IGNORE")
     for row in rows:
         if new.execute(statement.values(**row)).rowcount == 1:
             inserted.add(row[_key(table)])
     return inserted
+
+
+def _insert_on_server(new: Connection, table: Table, rows: list[dict[str, Any]]) -> set[str]:
+    """The same on PostgreSQL: in one statement where it takes all of them, else one by one."""
+    # Its texts hold no NUL.
+    clean = [
+        {name: value.replace("\0", "\\x00") if isinstance(value, str) else value for name, value in row.items()}
+        for row in rows
+    ]
+    key = table.c[_key(table)]
+    statement = postgresql.insert(table).on_conflict_do_nothing().returning(key)
+    try:
+        with new.begin_nested():
+            return set(new.execute(statement.values(clean)).scalars())
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        if len(clean) == 1:
+            return set()
+    return set().union(*(_insert_on_server(new, table, [row]) for row in clean))
 
 
 def _ended(row: Mapping[str, Any], now: int) -> dict[str, Any]:
@@ -182,8 +209,11 @@ def _ended(row: Mapping[str, Any], now: int) -> dict[str, Any]:
     return values
 
 
-def _batches(old: sqlite3.Connection, table: Table, carried: Carried) -> Iterator[list[dict[str, Any]]]:
-    """All rows of a table by rising key; past a place that cannot be read, those from the other end."""
+def batches(old: sqlite3.Connection, table: Table, carried: Carried) -> Iterator[list[dict[str, Any]]]:
+    """All rows of a table by rising key; past a place that cannot be read, those from the other end.
+
+    The key is the table's first column, by which no two rows are equal. `carried` is told of what cannot be read.
+    """
     reader = _TableReader(old, table)
     yield from reader.walk("ASC")
     if reader.error is None:
@@ -247,11 +277,10 @@ def _record_missed(old: sqlite3.Connection, jobstore: Engine, carried: Carried) 
         for job in new.execute(select(jobs).where(jobs.c.id.in_(due))).mappings().all():
             trigger, moment = due[job["id"]]
             moments = _moments(trigger, moment, until=job["created_at"])
-            if not moments:
-                continue
-            row = _missed_row(dict(job), moments)
-            if _insert(new, runs, [row]):
-                carried.missed += row["count"]
+            for stretch in _not_on_record(new, job["id"], moments):
+                row = _missed_row(dict(job), stretch)
+                if _insert(new, runs, [row]):
+                    carried.missed += row["count"]
 
 
 def _moments(trigger: str, first: int, *, until: int) -> list[int]:
@@ -264,6 +293,25 @@ def _moments(trigger: str, first: int, *, until: int) -> list[int]:
     except (ValueError, TypeError, KeyError):  # the old row is damaged: its moments are not known
         return []
     return found
+
+
+def _not_on_record(new: Connection, job_id: str, moments: list[int]) -> list[list[int]]:
+    """The moments without an outcome, in stretches between those that have one."""
+    if not moments:
+        return []
+    of_the_job = (runs.c.job_id == job_id, runs.c.kind == "schedule", runs.c.scheduled_for >= moments[0])
+    query = select(runs.c.scheduled_from, runs.c.scheduled_for).where(*of_the_job)
+    recorded = sorted((row[0] if row[0] is not None else row[1], row[1]) for row in new.execute(query))
+    stretches: list[list[int]] = [[]]
+    place = 0
+    for moment in moments:
+        while place < len(recorded) and recorded[place][1] < moment:
+            place += 1
+        if place < len(recorded) and recorded[place][0] <= moment:
+            stretches.append([])
+        else:
+            stretches[-1].append(moment)
+    return [stretch for stretch in stretches if stretch]
 
 
 def _missed_row(job: Mapping[str, Any], moments: list[int]) -> dict[str, Any]:
