@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import click
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli.console import as_json, dry_run_option, jobs, one_line_errors, print_json
+from app.db.engines import sqlite_path
 from app.default_jobs import load_default_jobs
-from app.runtime import current_runtime
-from app.services.operations import history, set_aside, store_state
+from app.repositories.jobs_repository import JobFilter, JobsRepository
+from app.runtime import Runtime, current_runtime
+from app.services.operations import history, reload, set_aside, store_state
 from app.services.operations.failure import OperationFailed
 
 
@@ -23,21 +26,61 @@ from app.services.operations.failure import OperationFailed
 @as_json
 @one_line_errors
 def set_aside_store(*, reason: str, backup: str | None, dry_run: bool, as_json: bool) -> None:
-    """Move the job store, with its -wal and -shm, to userdata/backups/aside-*/.
+    """Move the job store to userdata/backups/aside-*/; one in PostgreSQL is copied there and emptied.
 
-    Refused while any process has it open, and where no scheduler would make a fresh one at the next start.
+    Refused while any process uses it, while it is held, and where no scheduler would fill a fresh one at its start.
     """
     runtime = current_runtime()
-    if dry_run:
-        file = set_aside.check_can_be_set_aside(runtime.settings)
-        click.echo(json.dumps({"file": str(file)}) if as_json else file)
-        return
-    runtime.jobstore.dispose()  # a connection of this very process would hide the others' locks
-    aside = set_aside.set_aside(runtime.settings, reason=reason, backup=backup)
+    _refuse_while_held(runtime)
+    if sqlite_path(runtime.settings.jobstore_url) is None:
+        # It brings PostgreSQL's driver, which a stack on SQLite never needs.
+        from app.services.operations import set_aside_tables  # noqa: PLC0415
+
+        if dry_run:
+            where = set_aside_tables.check_tables_can_be_set_aside(runtime)
+            click.echo(json.dumps({"store": where}) if as_json else where)
+            return
+        aside = set_aside_tables.set_aside_tables(runtime, reason=reason, backup=backup)
+    else:
+        if dry_run:
+            file = set_aside.check_can_be_set_aside(runtime.settings)
+            click.echo(json.dumps({"file": str(file)}) if as_json else file)
+            return
+        runtime.jobstore.dispose()  # a connection of this very process would hide the others' locks
+        aside = set_aside.set_aside(runtime.settings, reason=reason, backup=backup)
     if as_json:
         print_json(aside.as_json())
         return
     click.echo(aside.path)
+
+
+@jobs.command("reload")
+@dry_run_option
+@as_json
+@one_line_errors
+def reload_jobs(*, dry_run: bool, as_json: bool) -> None:
+    """Delete every job and register the default jobs again, through the API of the running scheduler.
+
+    What the API had changed is exported first, to userdata/exports/; own jobs can be restored for 30 days.
+    """
+    runtime = current_runtime()
+    if dry_run:
+        deleted = [reading.job.id for reading in JobsRepository(runtime.jobstore).page(JobFilter())]
+        reloaded = [new.id for new in load_default_jobs(runtime.settings, runtime.tasks)]
+        if as_json:
+            print_json({"deleted": deleted, "reloaded": reloaded})
+        else:
+            click.echo(f"would be deleted: {', '.join(deleted)}\nwould be registered: {', '.join(reloaded)}")
+        return
+    done = reload.reload_through_api(runtime.settings)
+    for job_id, why in done["failed"].items():
+        click.echo(f"job {job_id} could not be removed and stays: {why}", err=True)
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(done["export"])
+    if done["failed"]:
+        sys.exit(1)
 
 
 @jobs.command("carry-history")
@@ -97,6 +140,19 @@ def wait_defaults(*, timeout_s: float, as_json: bool) -> None:
         print_json({"jobs": list(state.present), "node": state.node, "waited_s": round(elapsed, 1)})
         return
     click.echo(f"{len(state.present)} default jobs are in the store; scheduler {state.node} is turning")
+
+
+def _refuse_while_held(runtime: Runtime) -> None:
+    """A fresh store would know of no hold, and fire."""
+    try:
+        hold = runtime.ledger.held()
+    except SQLAlchemyError:  # damaged: what it says cannot be asked
+        return
+    if hold is not None:
+        raise OperationFailed(
+            f"the job store is held ({hold.reason}), and a fresh one would not be; release it first:"
+            " flask jobs release-hold --catch-up skip. Nothing was changed"
+        )
 
 
 def _not_carried(result: history.Carried) -> list[str]:

@@ -1,5 +1,7 @@
 """Moves the job store out of the way, whole and reversibly, so that the next start makes a fresh one.
 
+A SQLite file is moved; of one in PostgreSQL see set_aside_tables.
+
 userdata/backups/aside-20260401T003000Z/
     scheduler.db  (and its -wal, -shm)  aside.json
 """
@@ -34,7 +36,8 @@ NOTE = "aside.json"
 
 
 class Note(BaseModel):
-    """What is known of a store that was set aside. `carried_at`: when its history went into the new store."""
+    """What is known of a store that was set aside. `carried_at`: when its history went into the new store; `is_whole`
+    is false while tables are still being copied."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,6 +46,7 @@ class Note(BaseModel):
     reason: str
     backup: str | None = None
     carried_at: datetime | None = None
+    is_whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,21 @@ class Aside:
 
     def noted(self, **changes: Any) -> Aside:
         """The same with its note changed on disk."""
-        return _written(self.path, self.note.model_copy(update=changes))
+        return write_note(self.path, self.note.model_copy(update=changes))
 
 
-def check_can_be_set_aside(settings: Settings) -> Path:
-    """The job store's file, when the next start would make a new one; OperationFailed when not."""
+def refuse_where_no_scheduler_runs(settings: Settings) -> None:
+    """OperationFailed on a machine whose next start would bring no default jobs back."""
     if not settings.enable_scheduler:
         raise OperationFailed(
             "ENABLE_SCHEDULER is off here, so no scheduler would bring the default jobs back;"
             " reset the job store where the scheduler runs"
         )
+
+
+def check_can_be_set_aside(settings: Settings) -> Path:
+    """The job store's file, when the next start would make a new one; OperationFailed when not."""
+    refuse_where_no_scheduler_runs(settings)
     return existing_store_file(settings, "jobstore")
 
 
@@ -93,7 +102,7 @@ def set_aside(settings: Settings, *, reason: str, backup: str | None = None) -> 
     if aside is None:
         moment = utc_now()
         note = Note(file=file.name, set_aside_at=moment, reason=reason, backup=backup)
-        aside = _written(new_folder(backups_folder(settings), PREFIX + stamp(moment)), note)
+        aside = write_note(new_folder(backups_folder(settings), PREFIX + stamp(moment)), note)
     # The database last: an orphaned -wal would be replayed into the empty store that the app makes.
     for source in sources:
         _move(source, aside.path / source.name)
@@ -105,13 +114,14 @@ def set_aside(settings: Settings, *, reason: str, backup: str | None = None) -> 
 def asides(settings: Settings) -> list[Aside]:
     """The stores that were set aside and are still there, newest first."""
     return sorted(
-        (aside for aside in _all(settings) if aside.file.is_file()),
+        (aside for aside in all_asides(settings) if aside.note.is_whole and aside.file.is_file()),
         key=lambda aside: aside.note.set_aside_at,
         reverse=True,
     )
 
 
-def _all(settings: Settings) -> list[Aside]:
+def all_asides(settings: Settings) -> list[Aside]:
+    """Every folder of a store that was set aside, in no order; also those whose work was cut short."""
     folder = backups_folder(settings)
     if not folder.is_dir():
         return []
@@ -121,7 +131,7 @@ def _all(settings: Settings) -> list[Aside]:
 
 def _cut_short(settings: Settings, sources: list[Path]) -> Aside | None:
     """An attempt that was killed between two files: what is left belongs into its folder."""
-    for aside in _all(settings):
+    for aside in all_asides(settings):
         left_over = aside.note.carried_at is None and not aside.file.exists()
         if left_over and not any((aside.path / source.name).exists() for source in sources):
             return aside
@@ -137,7 +147,8 @@ def _move(source: Path, target: Path) -> None:
         ) from error
 
 
-def _written(path: Path, note: Note) -> Aside:
+def write_note(path: Path, note: Note) -> Aside:
+    """Puts the note into the folder of an aside."""
     write_whole(path / NOTE, json.dumps(note.model_dump(mode="json"), indent=2) + "\n")
     return Aside(path, note)
 
