@@ -9,14 +9,13 @@ readonly POSTGRES_WITHIN_S=120
 # Where the shape ha keeps both stores, unless .env says otherwise.
 readonly STORE=postgresql+psycopg://whalefall@postgres/whalefall
 
-confirmed=false
-dry_run=false
 stopped=()            # the old stack's containers, between stop and start: a failure must not leave it down
+report=               # what was moved
 made_postgres=false   # by this run: a failure leaves no empty database behind
 
 usage() {
   cat <<'EOT'
-Usage: scripts/move_to_postgres.sh [--yes] [--dry-run]
+Usage: scripts/move_to_postgres.sh [--yes] [--dry-run] [--json]
 
 Moves jobs, run history, users and inventory of this project from SQLite into PostgreSQL, and goes on in the shape ha:
   1. builds the images of the shape ha, makes its secrets
@@ -29,29 +28,16 @@ the old stack is started again. Safe to run again, also after it was interrupted
 
   --yes       do not ask
   --dry-run   read and count what would be moved, on the running stack; change nothing
+  --json      what was moved, or would be, as one line of JSON
   --help      this text
 EOT
 }
 
 parse_arguments() {
   while [[ $# -gt 0 ]]; do
-    case $1 in
-      --yes) confirmed=true ;;
-      --dry-run) dry_run=true ;;
-      --help)
-        usage
-        exit 0
-        ;;
-      *) usage_error "unknown argument '$1'; accepted: --yes, --dry-run, --help" ;;
-    esac
+    parse_common_option "$1" || usage_error "unknown argument '$1'; accepted: --yes, --dry-run, --json, --help"
     shift
   done
-}
-
-# Two moves at once would stop each other's stack. The lock ends with this process, whatever ends it.
-take_lock() {
-  exec {lock}< "${BASH_SOURCE[0]}"
-  flock --nonblock "$lock" || die "another move is running; wait for it"
 }
 
 check_settings() {
@@ -78,22 +64,14 @@ app_containers() {
   done
 }
 
-confirm() {
-  $confirmed && return
-  [[ -t 0 ]] || die "this stops the stack and moves its data: say --yes (or --dry-run to see what would be moved)"
-  local answer
-  read -r -p "Stop the stack $(project_name) and move it to PostgreSQL? The SQLite files are kept. [y/N] " answer
-  [[ $answer == [yY] || $answer == [yY][eE][sS] ]] || die "nothing was changed"
-}
-
 show_plan() {
   local container
   container=$(containers label=com.docker.compose.service=whalefall status=running | sed -n 1p)
   [[ -n $container ]] || container=$(containers label=com.docker.compose.service=scheduler status=running | sed -n 1p)
   [[ -n $container ]] || die "the stack is not running, so nobody can be asked what it holds; scripts/up.sh starts it"
   docker exec --env JOBSTORE_URL="$(setting JOBSTORE_URL "$STORE")" --env DATABASE_URL="$(setting DATABASE_URL "$STORE")" \
-    --env LOG_LEVEL=ERROR "$container" flask jobs move-to-postgres --dry-run
-  echo "Nothing was changed."
+    --env LOG_LEVEL=ERROR "$container" flask jobs move-to-postgres --dry-run ${json:+"$json"}
+  $as_json || echo "Nothing was changed."
 }
 
 # What the volume holds: nothing, sqlite (to be moved) or moved.
@@ -138,27 +116,36 @@ start_again() {
 }
 
 move() {
-  local report
   stop_stack
   start_postgres
-  report=$(compose run --rm -T --no-deps scheduler flask jobs move-to-postgres < /dev/null) ||
+  step "copying everything into it, and comparing"
+  report=$(compose run --rm -T --no-deps scheduler flask jobs move-to-postgres ${json:+"$json"} < /dev/null) ||
     die "nothing was moved; the reason is above"
-  printf '%s\n' "$report"
 }
 
 # From here on the shape ha is what `docker compose` and the other scripts mean.
 start_ha() {
+  step "keeping the shape ha in .env"
   keep_setting COMPOSE_FILE "$COMPOSE_FILE"
   local -a old
   mapfile -t old < <(containers label=com.docker.compose.service=whalefall)
   mapfile -t -O "${#old[@]}" old < <(containers label=com.docker.compose.service=whalefall status=exited)
   ((${#old[@]} == 0)) || docker rm --force "${old[@]}" > /dev/null
   stopped=()
-  "$ROOT/scripts/up.sh" --shape ha
+  step "starting the shape ha"
+  if $as_json; then
+    "$ROOT/scripts/up.sh" --shape ha >&2
+    printf '%s\n' "${report:-null}"
+  else
+    [[ -z $report ]] || printf '%s\n' "$report"
+    "$ROOT/scripts/up.sh" --shape ha
+  fi
 }
 
 main() {
   parse_arguments "$@"
+  json=
+  ! $as_json || json=--json
   cd "$ROOT"
   require_engine
   check_settings
@@ -170,7 +157,7 @@ main() {
   take_lock
   [[ -z $(containers label=com.docker.compose.oneoff=True) ]] ||
     die "a command of this project is still running in a container of its own (docker ps); wait for it"
-  confirm
+  confirm "Stop the stack $(project_name) and move it to PostgreSQL? The SQLite files are kept."
   export COMPOSE_IGNORE_ORPHANS=true # those of the old shape
   use_shape ha
   prepare_build false
