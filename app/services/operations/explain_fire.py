@@ -180,7 +180,7 @@ class FireTeller:
         )
         return [
             self._words.say(what, **values),
-            *self._why_not_seen(run.scheduled_from or run.scheduled_for, run.claimed_at),
+            *self._why_not_seen(run),
         ]
 
     def _coalesced(self, run: Run, told: dict[str, str]) -> list[str]:
@@ -200,7 +200,7 @@ class FireTeller:
         if run.reason and run.reason.startswith(_HOLD):
             what = _N("所有任务当时都被扣住（%(reason)s）。")
             return [sentence, self._words.say(what, reason=run.reason)]
-        return [sentence, *self._why_not_seen(run.scheduled_from or run.scheduled_for, run.claimed_at)]
+        return [sentence, *self._why_not_seen(run)]
 
     def _skipped(self, fire: Fire, told: dict[str, str]) -> list[str]:
         run = fire.run
@@ -226,13 +226,14 @@ class FireTeller:
             return []
         sentences = []
         if run.claimed_at - run.scheduled_for > LATE_AFTER:
-            sentences += self._why_not_seen(run.scheduled_for, run.claimed_at)
+            sentences += self._why_not_seen(run)
         if started - max(run.claimed_at, run.scheduled_for) > LATE_AFTER:
             sentences += self._why_it_waits(fire)
         return sentences
 
-    def _why_not_seen(self, due: datetime, looked: datetime) -> list[str]:
-        """Why no scheduler claimed a moment between `due` and `looked`."""
+    def _why_not_seen(self, run: Run) -> list[str]:
+        """Why no scheduler claimed a moment when it was due."""
+        due, looked = run.scheduled_from or run.scheduled_for, run.claimed_at
         if looked - due <= LATE_AFTER:
             return []
         if self._ended_a_hold(looked):
@@ -243,7 +244,7 @@ class FireTeller:
         claims = self._fires.claims_around(due + LATE_AFTER, looked)
         if claims.any_between:
             what = _N("这段时间调度器认领过其他任务：执行器没有空位，它在排队。")
-            return [self._words.say(what), *self._busy(looked)]
+            return [self._words.say(what), *self._busy(looked, run)]
         if lived_through and not began:
             names = ", ".join(sorted(node.name for node in lived_through))
             what = _N(
@@ -286,13 +287,14 @@ class FireTeller:
             return [
                 self._words.say(what, limit=fire.max_instances, runs=", ".join(each.run_id for each in others[:SHOWN]))
             ]
-        return self._busy(at, executor=run.executor)
+        return self._busy(at, run)
 
-    def _busy(self, at: datetime, *, executor: str | None = None) -> list[str]:
-        going = self._fires.going_on(at, executor=executor)
+    def _busy(self, at: datetime, run: Run) -> list[str]:
+        """What else went on in the executor of a run."""
+        going = [each for each in self._fires.going_on(at, executor=run.executor) if each.run_id != run.run_id]
         if not going:
             return []
-        jobs = Counter(run.job_id for run in going).most_common(SHOWN)
+        jobs = Counter(each.job_id for each in going).most_common(SHOWN)
         what = _N("%(at)s 正在运行 %(count)s 个任务（%(jobs)s）。")
         listed = ", ".join(f"{job_id} {count}" for job_id, count in jobs)
         return [self._words.say(what, at=self._words.at(at), count=len(going), jobs=listed)]
