@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.clock import from_us, to_us
 from app.db.engines import database_now_us, read_transaction, write_transaction
-from app.db.jobstore_tables import ACTIVE, JOB_ID_LENGTH, Row, jobs, run_logs, runs
+from app.db.jobstore_tables import ACTIVE, IS_ACTIVE, JOB_ID_LENGTH, Row, jobs, run_logs, runs
 from app.errors import _N, NotFound, PreconditionFailed, ValidationError
 from app.ledger.claim import active_counts, claim, copied, insert_runs
 from app.ledger.fates import first_moment
@@ -471,6 +471,8 @@ def _update_job(
         values["problem"] = after["problem"] = _problem(after, now)
     if not _fires(after):
         values["next_run_time"] = None
+        if _fires(row):
+            _cancel_waiting_attempts(connection, row["id"], now)
     elif "trigger" in values or not _fires(row):
         values["next_run_time"] = first_moment(after["trigger"], now)
     if own_edit and row["source"] != "own":
@@ -480,6 +482,16 @@ def _update_job(
         update(jobs)
         .where(jobs.c.id == row["id"])
         .values(**values, revision=row["revision"] + 1, updated_by=by, updated_at=now)
+    )
+
+
+def _cancel_waiting_attempts(connection: Connection, job_id: str, now: int) -> None:
+    """A job that fires no more repeats nothing either; what somebody asked for by hand goes on."""
+    waiting = (IS_ACTIVE, runs.c.job_id == job_id, runs.c.kind == "schedule", runs.c.outcome == "pending")
+    connection.execute(
+        update(runs)
+        .where(*waiting, runs.c.attempt > 1)
+        .values(outcome="cancelled", finished_at=now, reason="the job was paused, disabled or deleted")
     )
 
 

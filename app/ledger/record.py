@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Text, bindparam, func, select, update
+from sqlalchemy import Connection, Text, and_, bindparam, exists, func, not_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db.jobstore_tables import IS_ACTIVE, run_logs, runs
+from app.db.jobstore_tables import IS_ACTIVE, jobs, run_logs, runs
 from app.ledger.claim import find_crowded, insert_runs
 from app.ledger.outbox import Event, EventKind, announce, ticket_event
 from app.ledger.retries import after_failure, after_loss
@@ -50,6 +50,15 @@ _OWN_RUN = (
     runs.c.epoch == bindparam("b_epoch"),
 )
 _FINISH = update(runs).where(*_OWN_RUN, runs.c.outcome == "running").values(**_END_VALUES)
+_IS_STOPPED = and_(
+    runs.c.kind == "schedule",
+    exists(
+        select(jobs.c.id).where(
+            jobs.c.id == runs.c.job_id, or_(jobs.c.is_paused, not_(jobs.c.is_enabled), not_(jobs.c.is_active))
+        )
+    ),
+)
+"""Condition for scheduled runs whose job was paused, disabled or deleted since: they get no further attempt."""
 _retry = runs.alias()  # not orm.aliased: the ORM costs every process 6 MB and 80 ms
 _FINISH_LOST = (
     update(runs)
@@ -261,7 +270,7 @@ def _next_attempts(
         runs.c.outcome.in_(("failed", "lost")),
         runs.c.cancel_requested_at.is_(None),
     )
-    for row in connection.execute(ended).mappings():
+    for row in connection.execute(ended.where(~_IS_STOPPED)).mappings():
         after = after_failure if row["outcome"] == "failed" else after_loss
         if (again := after(row, owner=next_owner, now=now)) is not None:
             found[row["run_id"]] = again

@@ -13,6 +13,7 @@ from app.db.engines import write_transaction
 from app.db.jobstore_tables import runs
 from app.ledger import Ticket
 from app.ledger.record import Finish, record_finishes, record_starts
+from app.ledger.recover import own_pending
 from app.ledger.retries import JITTER, LONGEST_DELAY_S, delay_s
 
 from .conftest import START, Store
@@ -123,3 +124,32 @@ def test_a_lost_run_is_run_again_only_where_its_job_says_so(store: Store, job: d
 def test_the_next_attempt_may_be_left_to_anybody(store: Store) -> None:
     end(store, started(store, max_attempts=2), "failed", next_owner="")
     assert by_attempt(store)[2]["owner"] == ""
+
+
+@pytest.mark.parametrize("stop", ["pause", "disable", "delete"])
+def test_a_job_that_was_stopped_repeats_nothing(store: Store, stop: str) -> None:
+    changes = {
+        "pause": lambda: store.ledger.pause_job("job", by="test"),
+        "disable": lambda: store.ledger.change_job("job", {"is_enabled": False}, by="test"),
+        "delete": lambda: store.ledger.delete_job("job", by="test"),
+    }
+    first = started(store, max_attempts=3)
+    (waiting,) = end(store, first, "failed")
+    running = started(store, "other", max_attempts=3)
+    changes[stop]()
+    assert by_attempt(store)[2]["outcome"] == "cancelled"
+    with write_transaction(store.engine) as connection:
+        assert record_starts(connection, [waiting], owner="n1", node="n1", now=waiting.not_before or 0) == set()
+    store.ledger.pause_job("other", by="test")
+    assert end(store, running, "failed") == [], "it was running when the job was stopped"
+
+
+def test_a_run_by_hand_is_repeated_though_its_job_is_paused(store: Store) -> None:
+    store.add(max_attempts=2)
+    store.ledger.pause_job("job", by="test")
+    run = store.ledger.request_run("job", "somebody")
+    with write_transaction(store.engine) as connection:
+        (ticket,) = own_pending(connection, me="")
+        record_starts(connection, [ticket], owner="", node="n1", now=NOW)
+        (again,) = record_finishes(connection, [Finish(ticket, "failed", 5)], owner="", now=NOW)
+    assert again.first_run_id == run.run_id
