@@ -5,11 +5,11 @@ set -Eeuo pipefail
 
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=scripts/lib/drill.sh
+source "$ROOT/scripts/lib/drill.sh"
 
-readonly HEALTHY_WITHIN_S=120
 readonly KINDS=(kill freeze cut database)
 readonly MOST_FIRES=100000 # of which a report is still read with pleasure
-readonly SLACK_MINUTES=10  # for a container that takes its time; then the probes stop by themselves
 
 minutes=5
 jobs=20
@@ -18,7 +18,6 @@ seed=$RANDOM
 report=
 agreed=false
 kinds=()
-drill=
 faults_file=
 
 usage() {
@@ -109,85 +108,6 @@ check_arguments() {
   ((jobs * minutes * 60 <= MOST_FIRES)) ||
     usage_error "$jobs jobs for $minutes minutes are $((jobs * minutes * 60)) fires; accepted: at most $MOST_FIRES"
   choose_kinds
-}
-
-now() {
-  date +%s.%N
-}
-
-# Ctrl-C reaches every process of the terminal's foreground group: not a command that is just changing something.
-undisturbed() {
-  setsid --wait "$@"
-}
-
-# A wait that an interruption ends at once.
-pause_for() {
-  sleep "$1" &
-  wait "$!"
-}
-
-name_of() {
-  docker inspect --format '{{slice .Name 1}}' "$1"
-}
-
-# Its service and number, as in the report.
-title_of() {
-  docker inspect --format '{{index .Config.Labels "com.docker.compose.service"}}-{{index .Config.Labels "com.docker.compose.container-number"}}' "$1"
-}
-
-# The name that the scheduler or worker in a container goes by.
-node_of() {
-  local name
-  name=$(docker inspect --format '{{range .Config.Env}}{{println .}}{{end}}' "$1" | sed -n 's/^NODE_NAME=//p')
-  [[ -n $name ]] || name=$(docker inspect --format '{{.Config.Hostname}}' "$1")
-  echo "$name"
-}
-
-health_of() {
-  docker inspect --format '{{if .State.Health}}{{.State.Health.Status}}{{else}}{{.State.Status}}{{end}}' "$1"
-}
-
-# A command of the app in any of its containers that is well: the one before may just have been harmed.
-in_app() {
-  local container
-  container=$(well) || return 1
-  undisturbed docker exec --interactive "$container" "$@"
-}
-
-well() {
-  local container
-  for container in $(containers_of "$SERVICE"); do
-    if [[ $(health_of "$container") == healthy ]]; then
-      echo "$container"
-      return 0 # said, because it also runs in a trap, where a bare return repeats the status from before
-    fi
-  done
-  die "no container of $SERVICE is healthy; docker compose ps tells more"
-}
-
-wait_until_healthy() {
-  local begin=$SECONDS
-  until [[ $(health_of "$1") == healthy ]]; do
-    ((SECONDS - begin < HEALTHY_WITHIN_S)) ||
-      die "$(title_of "$1") is not healthy again after $HEALTHY_WITHIN_S s; docker logs $(name_of "$1") tells why"
-    pause_for 0.5
-  done
-  step "$(title_of "$1") is healthy again, $((SECONDS - begin)) s after it was mended"
-}
-
-# One that is still starting is waited for; one that is not well is not harmed further.
-require_healthy() {
-  local service container begin=$SECONDS
-  for service in "$@"; do
-    [[ -n $(containers_of "$service") ]] || die "no container of $service runs; scripts/up.sh starts it"
-    for container in $(containers_of "$service"); do
-      while [[ $(health_of "$container") == starting ]] && ((SECONDS - begin < HEALTHY_WITHIN_S)); do
-        sleep 0.5
-      done
-      [[ $(health_of "$container") == healthy ]] ||
-        die "$(title_of "$container") is $(health_of "$container"); a drill begins with a healthy stack, docker logs $(name_of "$container") tells more"
-    done
-  done
 }
 
 # What this stack can suffer: one container cannot be cut off from its own SQLite file, and has no database to restart.
@@ -299,16 +219,6 @@ clean_up() {
     warn "the probes still run, and stop by themselves $((minutes + SLACK_MINUTES)) minutes after they began; flask jobs drill-stop $drill, in a container of the app, stops them now"
   rm -f "$faults_file"
   exit "$status"
-}
-
-# As soon as a container is well again.
-stop_probes() {
-  local begin=$SECONDS
-  until (well > /dev/null 2>&1); do
-    ((SECONDS - begin < HEALTHY_WITHIN_S)) || return 1
-    pause_for 0.5
-  done
-  in_app flask jobs drill-stop "$drill" < /dev/null && drill=
 }
 
 copy_report() {

@@ -63,14 +63,6 @@ check_port() {
   port_is_free "$port" || die "port $port is taken by another program; free it, or choose one: HTTP_PORT=8080 scripts/up.sh"
 }
 
-# No listening socket on the port, over IPv4 or IPv6. Read from the kernel: a bare system has neither ss nor python.
-port_is_free() {
-  local hex
-  hex=$(printf '%04X' "$((10#$1))")
-  ! awk -v port=":$hex" '$4 == "0A" && substr($2, length($2) - 4) == port { found = 1 } END { exit !found }' \
-    /proc/net/tcp /proc/net/tcp6 2> /dev/null
-}
-
 # The stack at work, and a build: measured, and half as much again.
 needed_memory_mb() {
   case $(shape) in

@@ -113,3 +113,11 @@ ca_bundle() {
     fi
   done
 }
+
+# No listening socket on the port, over IPv4 or IPv6. Read from the kernel: a bare system has neither ss nor python.
+port_is_free() {
+  local hex
+  hex=$(printf '%04X' "$((10#$1))")
+  ! awk -v port=":$hex" '$4 == "0A" && substr($2, length($2) - 4) == port { found = 1 } END { exit !found }' \
+    /proc/net/tcp /proc/net/tcp6 2> /dev/null
+}

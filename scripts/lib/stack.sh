@@ -12,6 +12,27 @@ containers_of() {
     --filter "label=com.docker.compose.service=$1" --filter label=com.docker.compose.oneoff=False | tac
 }
 
+name_of() {
+  docker inspect --format '{{slice .Name 1}}' "$1"
+}
+
+# Its service and number, such as scheduler-2.
+title_of() {
+  docker inspect --format '{{index .Config.Labels "com.docker.compose.service"}}-{{index .Config.Labels "com.docker.compose.container-number"}}' "$1"
+}
+
+# The name that the scheduler or worker in a container goes by.
+node_of() {
+  local name
+  name=$(docker inspect --format '{{range .Config.Env}}{{println .}}{{end}}' "$1" | sed -n 's/^NODE_NAME=//p')
+  [[ -n $name ]] || name=$(docker inspect --format '{{.Config.Hostname}}' "$1")
+  echo "$name"
+}
+
+health_of() {
+  docker inspect --format '{{if .State.Health}}{{.State.Health.Status}}{{else}}{{.State.Status}}{{end}}' "$1"
+}
+
 have_volume() {
   docker volume inspect "$(project_name)_$1" > /dev/null 2>&1
 }
