@@ -27,7 +27,7 @@ missing_engine_parts() {
   local version
   version=$(docker compose version --short 2> /dev/null) || version=0
   version_at_least "${version#v}" "$COMPOSE_MINIMUM" || echo "Docker Compose $COMPOSE_MINIMUM or newer"
-  docker buildx version > /dev/null 2>&1 || echo "Docker buildx"
+  is_bundle || docker buildx version > /dev/null 2>&1 || echo "Docker buildx"
 }
 
 # ensure_engine true|false: an engine that runs; installed first when it is missing and the argument is true.

@@ -5,11 +5,19 @@ have_image() {
   docker image inspect "$1" > /dev/null 2>&1
 }
 
+# Whether this folder is a release that came with its images (scripts/save_bundle.sh): it cannot be built.
+is_bundle() {
+  [[ -f $ROOT/RELEASE ]]
+}
+
 # prepare_build true|false: the base image, and the host's settings for the build; exports BASE_IMAGE and
 # BUILD_SETTINGS_DIR. The argument says whether missing packages may be installed.
 prepare_build() {
   # The values of env.example are no choice of anybody's.
   BASE_IMAGE=$(setting BASE_IMAGE "$PUBLIC_BASE")
+  BUILD_SETTINGS_DIR=$(setting BUILD_SETTINGS_DIR ../images/build-settings)
+  export BASE_IMAGE BUILD_SETTINGS_DIR
+  ! is_bundle || return 0
   [[ $BASE_IMAGE != "$PUBLIC_BASE" ]] || choose_base_image
   if [[ $BASE_IMAGE == "$OWN_BASE" ]]; then
     have_image "$OWN_BASE" || build_base_image "$1"
@@ -17,12 +25,10 @@ prepare_build() {
     have_image "$BASE_IMAGE" || docker pull --quiet "$BASE_IMAGE" >&2 ||
       die "BASE_IMAGE $BASE_IMAGE is not here and cannot be pulled; leave it empty to have a base image chosen"
   fi
-  BUILD_SETTINGS_DIR=$(setting BUILD_SETTINGS_DIR ../images/build-settings)
   if [[ $BUILD_SETTINGS_DIR == ../images/build-settings || $BUILD_SETTINGS_DIR == ../.build ]]; then
     BUILD_SETTINGS_DIR=../.build # counts from the folder compose/
     write_build_settings
   fi
-  export BASE_IMAGE BUILD_SETTINGS_DIR
 }
 
 choose_base_image() {
@@ -65,10 +71,15 @@ services_to_build() {
       [[ -n $(setting VALKEY_IMAGE) ]] || echo valkey
       ;;
   esac
+  [[ $(setting COMPOSE_FILE) != *docker-compose.observability.yml* ]] || echo prometheus
 }
 
 # The images of the shape.
 build_images() {
+  if is_bundle; then
+    require_bundled_images
+    return
+  fi
   local log=$BUILD_DIR/build.log name image
   local -a services
   mkdir -p "$BUILD_DIR"
@@ -85,4 +96,12 @@ build_images() {
     tail -n 20 "$log" >&2
     die "the images could not be built; the end of the log is above, all of it in .build/build.log"
   fi
+}
+
+require_bundled_images() {
+  local image
+  for image in $(compose config --images); do
+    have_image "$image" ||
+      die "the image $image is not here, and a bundle cannot build it; scripts/load_bundle.sh loads those of this one"
+  done
 }
