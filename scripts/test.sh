@@ -73,7 +73,8 @@ set_up_images() {
   # The stacks of the tests name their compose files themselves, whatever this checkout's own stack is.
   local shape
   for shape in prod ha; do
-    COMPOSE_FILE=compose/docker-compose.$shape.yml POSTGRES_IMAGE='' VALKEY_IMAGE='' build_images
+    COMPOSE_FILE=compose/docker-compose.$shape.yml:compose/docker-compose.observability.yml \
+      POSTGRES_IMAGE='' VALKEY_IMAGE='' build_images
   done
 }
 

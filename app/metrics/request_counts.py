@@ -80,7 +80,8 @@ def _reserve(file: Path, size: int) -> None:
 class RequestCounts:
     """Requests of this process's container by route, method and status, and how long they took.
 
-    folder: where the processes keep their counts; None counts those of this process alone. node, program: labels.
+    folder: where the processes keep their counts, as PROMETHEUS_MULTIPROC_DIR says it, which the library reads by
+    itself; None counts those of this process alone. node, program: labels.
     """
 
     def __init__(self, *, folder: Path | None, node: str, program: str) -> None:
@@ -123,7 +124,6 @@ class RequestCounts:
 
 def _kept_in(folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # where the library looks, whoever made the settings
     places = Places(folder)
     made = MultiProcessValue(places)  # type: ignore[no-untyped-call]
     places.open()

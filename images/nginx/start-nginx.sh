@@ -3,7 +3,7 @@
 #   start-nginx.sh          run
 #   start-nginx.sh --check  check the configuration and exit (at build)
 # Reads UPSTREAMS (containers: web and scheduler are in containers of their own; set by the image), SCHEDULER_AUTOSTART
-# (ENABLE_SCHEDULER in start-programs.sh's words), TRUSTED_PROXIES, and whether a certificate is mounted at /etc/nginx/tls.
+# (ENABLE_SCHEDULER in start-programs.sh's words), TRUSTED_PROXIES, METRICS_ALLOW, and whether a certificate is mounted at /etc/nginx/tls.
 set -Eeuo pipefail
 
 readonly GENERATED=/run/whalefall/nginx
@@ -35,14 +35,21 @@ map "" \$scheduler_upstream {
 EOT
 }
 
-write_trusted_proxies() {
-  local -a proxies
-  local proxy
-  read -ra proxies <<< "${TRUSTED_PROXIES//,/ }"
-  for proxy in ${proxies[@]+"${proxies[@]}"}; do
-    [[ $proxy =~ ^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$ ]] ||
-      refuse "TRUSTED_PROXIES holds '$proxy'; accepted: IP addresses or networks such as 10.0.0.0/8, separated by commas"
+# networks VARIABLE: sets `found` to the addresses and networks that it holds.
+networks() {
+  local network
+  read -ra found <<< "${!1//,/ }"
+  for network in ${found[@]+"${found[@]}"}; do
+    [[ $network =~ ^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$ ]] ||
+      refuse "$1 holds '$network'; accepted: IP addresses or networks such as 10.0.0.0/8, separated by commas"
   done
+}
+
+write_trusted_proxies() {
+  local -a found proxies
+  local proxy
+  networks TRUSTED_PROXIES
+  proxies=(${found[@]+"${found[@]}"})
   {
     for proxy in ${proxies[@]+"${proxies[@]}"}; do
       echo "set_real_ip_from $proxy;"
@@ -54,6 +61,20 @@ write_trusted_proxies() {
     done
     echo "}"
   } > "$GENERATED/trusted_proxies.conf"
+}
+
+write_metrics_networks() {
+  local -a found
+  local network
+  networks METRICS_ALLOW
+  {
+    echo "geo \$from_metrics_network {"
+    echo "    default 0;"
+    for network in ${found[@]+"${found[@]}"}; do
+      echo "    $network 1;"
+    done
+    echo "}"
+  } > "$GENERATED/metrics_networks.conf"
 }
 
 write_https_server() {
@@ -69,6 +90,7 @@ main() {
   mkdir -p "$GENERATED"
   write_upstreams > "$GENERATED/upstreams.conf"
   TRUSTED_PROXIES=${TRUSTED_PROXIES-} write_trusted_proxies
+  METRICS_ALLOW=${METRICS_ALLOW-} write_metrics_networks
   write_https_server
   if [[ ${1-} == --check ]]; then
     nginx -t -q -e stderr
