@@ -34,6 +34,7 @@ from app.runtime import EXTENSION_KEY, Runtime
 from app.services.accounts.admin_sync import sync_admin
 from app.services.accounts.audit_service import purge_audit
 from app.services.operations.moved_note import refuse_moved_store
+from app.services.operations.store_swap import finish_swap
 from app.settings import Settings
 from app.tasks import TaskRegistry
 from app.version import VERSION
@@ -81,6 +82,7 @@ def build_app(settings: Settings, *, runs_scheduler: bool) -> APIFlask:
 
 
 def _open_runtime(settings: Settings) -> Runtime:
+    finish_swap(settings)  # a restore that was interrupted: before any store is opened
     if not settings.flask_run_from_cli:
         refuse_moved_store(settings)
         refuse_other_store(settings.locks_dir, store_name(settings.jobstore_url, settings.userdata_dir))

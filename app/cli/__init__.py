@@ -17,6 +17,7 @@ from app.cli import (  # noqa: F401 - each adds its commands
     look,
     move,
     reset,
+    restore,
     schema,
 )
 from app.cli.console import db, jobs

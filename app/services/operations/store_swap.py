@@ -23,7 +23,7 @@ NOTE = "restore-swap.json"
 
 
 class Replacement(BaseModel):
-    """One file: `staged` takes the place of `live`, which goes to the folder `aside` with its side files, or is gone."""
+    """`staged` takes the place of `live`, which goes with its side files to the folder `aside`, or is gone."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,6 +43,11 @@ def swap(settings: Settings, files: Sequence[Replacement]) -> None:
     write_whole(settings.userdata_dir / NOTE, _Swap(files=list(files)).model_dump_json(indent=2) + "\n")
     failpoints.reach("restore.noted")
     finish_swap(settings)
+
+
+def is_swap_open(settings: Settings) -> bool:
+    """Whether a swap has begun and is not finished: staged files are still needed."""
+    return (settings.userdata_dir / NOTE).exists()
 
 
 def finish_swap(settings: Settings) -> None:
