@@ -142,6 +142,78 @@ report() {
 
 # --- the support archive ---------------------------------------------------------------------------------------------
 
+# Everything raw lies in the scratch folder, which only this user can read and which goes at the end.
+gather() {
+  local container name
+  local -a containers
+  umask 077
+  mkdir -p "$scratch/raw/secrets" "$scratch/raw/logs"
+  report > "$scratch/raw/doctor.$($as_json && echo json || echo txt)"
+  {
+    uname --all
+    cat /etc/os-release
+    docker version
+    docker compose version
+    docker image ls --filter 'reference=whalefall/*'
+  } > "$scratch/raw/versions.txt" 2>&1 || true # what is missing is told in it
+  {
+    date --utc
+    uptime
+    free --mebi
+    df --human-readable
+    docker system df
+  } > "$scratch/raw/host.txt" 2>&1 || true # as above
+  compose config > "$scratch/raw/compose.yml" 2>&1 || true # as above
+  [[ ! -f $ENV_FILE ]] || cp "$ENV_FILE" "$scratch/raw/env.txt"
+  docker ps --all --filter "label=com.docker.compose.project=$(project_name)" > "$scratch/raw/containers.txt"
+  mapfile -t containers < <(docker ps --all --quiet --filter "label=com.docker.compose.project=$(project_name)")
+  docker inspect "${containers[@]}" > "$scratch/raw/inspect.json" 2> /dev/null || true # there may be none
+  for container in "${containers[@]}"; do
+    name=$(name_of "$container")
+    docker logs --timestamps --tail "$LOG_LINES" "$container" > "$scratch/raw/logs/$name.log" 2>&1 || true # a driver without logs
+  done
+  gather_secrets
+}
+
+# What is to be masked wherever it stands; none of it is passed on.
+gather_secrets() {
+  local source number=0
+  for source in $(mounted_secrets) "$SECRETS_DIR"/*; do
+    [[ -f $source && -r $source ]] || continue
+    number=$((number + 1))
+    cp "$source" "$scratch/raw/secrets/$number"
+  done
+}
+
+mounted_secrets() {
+  local container
+  for container in $(docker ps --all --quiet --filter "label=com.docker.compose.project=$(project_name)"); do
+    docker inspect --format '{{range .Mounts}}{{.Source}}|{{.Destination}}{{println}}{{end}}' "$container"
+  done | sed -n 's,^\(.*\)|/run/secrets/.*,\1,p' | sort -u
+}
+
+# The app masks it, in the container that is at hand; of the last one only the image is needed.
+write_bundle() {
+  local -a mask=(python3 -m app.cli.support_bundle)
+  local image
+  (cd "$scratch/raw" && tar --create --file "$scratch/raw.tar" .)
+  if is_up "$SERVICE" && timeout "$LOOK_WITHIN_S" docker compose exec -T "$SERVICE" "${mask[@]}" \
+    < "$scratch/raw.tar" > "$scratch/bundle" 2> "$scratch/mask.log"; then
+    return
+  fi
+  if timeout "$LOOK_WITHIN_S" docker compose run --rm -T --no-deps "$SERVICE" "${mask[@]}" \
+    < "$scratch/raw.tar" > "$scratch/bundle" 2> "$scratch/mask.log"; then
+    return
+  fi
+  for image in "whalefall/app:$(setting WHALEFALL_TAG latest)" "whalefall/allinone:$(setting WHALEFALL_TAG latest)"; do
+    if have_image "$image" && docker run --rm --interactive --network none --entrypoint "" "$image" "${mask[@]}" \
+      < "$scratch/raw.tar" > "$scratch/bundle" 2> "$scratch/mask.log"; then
+      return
+    fi
+  done
+  die "no archive was written: nothing here can mask the secrets in it ($(tail -n 1 "$scratch/mask.log"))"
+}
+
 main() {
   parse_arguments "$@"
   cd "$ROOT"
@@ -150,6 +222,13 @@ main() {
   step "looking"
   look
   report
+  if [[ -n $bundle ]]; then
+    step "writing $bundle"
+    engine_answers || die "no archive was written: the Docker engine does not answer"
+    gather
+    write_bundle
+    (umask 077 && cp "$scratch/bundle" "$bundle.new" && mv "$bundle.new" "$bundle")
+  fi
   [[ $found_worst == note ]] || exit "$FOUND"
 }
 
