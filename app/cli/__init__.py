@@ -14,11 +14,11 @@ from app.cli import (  # noqa: F401 - each adds its commands
     explain,
     exports,
     hold,
+    legacy,
     look,
     move,
     reset,
     restore,
-    schema,
 )
 from app.cli.console import db, jobs
 

@@ -26,19 +26,24 @@ from app.settings import Settings, SettingsError
     required=True,
     help="What the running release knows, such as jobstore=0002,app=0001; refused when it could not go on.",
 )
+@click.option("--check", is_flag=True, help="Only say whether that release can work with the stores as they are.")
 @as_json
 @one_line_errors
-def migrate(*, usable_for: str, as_json: bool) -> None:
+def migrate(*, usable_for: str, check: bool, as_json: bool) -> None:
     """Bring both stores to this release's schema, in one transaction each, and check that no row got lost."""
     try:
         settings = Settings.load()
         configure_logging("cli", settings.log_level, sys.stderr, log_format="text")
-        found = migration.migrate_stores(settings, usable_for=migration.parse_revisions(usable_for))
+        revisions = migration.parse_revisions(usable_for)
+        reason = migration.unusable_reason(settings, revisions) if check else None
+        found = [] if check else migration.migrate_stores(settings, usable_for=revisions)
     except (SettingsError, NewerSchema, StoreUnusable) as error:
         raise OperationFailed(str(error)) from error
     except SQLAlchemyError as error:
         cause = " ".join(str(getattr(error, "orig", None) or error).split())
         raise OperationFailed(f"the migration failed: {cause}; nothing was changed") from error
+    if reason is not None:
+        raise OperationFailed(f"that release cannot work with the present stores: {reason}")
     if as_json:
         print_json([each.as_json() for each in found])
         return

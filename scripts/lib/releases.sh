@@ -6,7 +6,8 @@
 # shellcheck shell=bash
 
 readonly RELEASES_DIR=$ROOT/.releases
-readonly UNDER_WAY=$RELEASES_DIR/under-way # "from=ID", "to=ID" and "count=SERVICE NUMBER", as long as a change is not done
+# As long as a change is not done: kind=upgrade|rollback, from=ID, to=ID, count=SERVICE NUMBER for each, backup=PATH.
+readonly UNDER_WAY=$RELEASES_DIR/under-way
 readonly VERSION_PATTERN='[0-9]+\.[0-9]+\.[0-9]+'
 readonly ID_PATTERN="^$VERSION_PATTERN-[0-9a-f]{12}\$"
 # What a release is built from and runs with.
@@ -212,44 +213,57 @@ app_image() {
 
 # --- the change ------------------------------------------------------------------------------------------------------
 
-# "SERVICE NUMBER" of every service that runs.
-running_counts() {
-  local service
-  for service in $(project_containers | xargs -r docker inspect --format '{{index .Config.Labels "com.docker.compose.service"}}' | sort --unique); do
-    printf '%s %s\n' "$service" "$(containers_of "$service" | wc -l)"
-  done
+# begin_change upgrade|rollback FROM TO: notes them, and how many containers of each service run.
+begin_change() {
+  local kept
+  if [[ -f $UNDER_WAY ]]; then
+    # Of a change that goes on, or is turned round: the numbers from before it began, and its backup.
+    kept=$(grep -e '^count=' -e '^backup=' "$UNDER_WAY")
+  else
+    kept=$(compose config --services | while read -r service; do
+      printf 'count=%s %s\n' "$service" "$(containers_of "$service" | wc -l)"
+    done)
+  fi
+  mkdir -p "$RELEASES_DIR"
+  printf 'kind=%s\nfrom=%s\nto=%s\n%s\n' "$1" "$2" "$3" "$kept" > "$UNDER_WAY.new"
+  mv "$UNDER_WAY.new" "$UNDER_WAY"
 }
 
-begin_change() {
-  [[ ! -f $UNDER_WAY || $(field_under_way from) != "$1" || $(field_under_way to) != "$2" ]] || return 0
-  local counts
-  # Of a change that is turned round, the numbers from before it began.
-  if [[ -f $UNDER_WAY ]]; then counts=$(grep '^count=' "$UNDER_WAY"); else counts=$(running_counts | sed 's/^/count=/'); fi
-  mkdir -p "$RELEASES_DIR"
-  printf 'from=%s\nto=%s\n%s\n' "$1" "$2" "$counts" > "$UNDER_WAY.new"
-  mv "$UNDER_WAY.new" "$UNDER_WAY"
+# The releases before and after the upgrade that is under way, or is being taken back; nothing when none is.
+older_under_way() {
+  if [[ $(field_under_way kind) == rollback ]]; then field_under_way to; else field_under_way from; fi
+}
+
+newer_under_way() {
+  if [[ $(field_under_way kind) == rollback ]]; then field_under_way from; else field_under_way to; fi
 }
 
 field_under_way() {
   [[ ! -f $UNDER_WAY ]] || sed -n "s/^$1=//p" "$UNDER_WAY"
 }
 
+add_under_way() {
+  printf '%s=%s\n' "$1" "$2" >> "$UNDER_WAY"
+}
+
+# How many containers of a service there are to be; nothing for one that is new in a release.
 count_of() {
-  local count
-  count=$(sed -n "s/^count=$1 //p" "$UNDER_WAY")
-  printf '%s\n' "${count:-1}"
+  sed -n "s/^count=$1 //p" "$UNDER_WAY"
 }
 
 # Every container of the release that Compose means, as many as before, all healthy. Fails when that cannot be had.
 replace_all() {
-  local service services
-  local -a old scale=() all
+  local service services count
+  local -a old seen=() scale=() all
   services=$(compose config --services) || return 1
   for service in "${DOUBLED[@]}" "${SINGLE[@]}" $services; do
-    [[ $'\n'$services$'\n' == *$'\n'"$service"$'\n'* && " ${scale[*]-} " != *" $service="* ]] || continue
-    scale+=(--scale "$service=$(count_of "$service")")
+    [[ $'\n'$services$'\n' == *$'\n'"$service"$'\n'* && " ${seen[*]-} " != *" $service "* ]] || continue
+    seen+=("$service")
+    count=$(count_of "$service")
+    [[ -n $count ]] || continue
+    scale+=(--scale "$service=$count")
     mapfile -t old < <(outdated_containers "$service")
-    ((${#old[@]} == 0)) || replace_containers "$service" "$(count_of "$service")" "${old[@]}" || return 1
+    ((${#old[@]} == 0)) || replace_containers "$service" "$count" "${old[@]}" || return 1
   done
   # What an interruption left stopped, what is new in this release, and what is no longer in it.
   compose up --detach --no-build --no-recreate --remove-orphans "${scale[@]}" >&2 < /dev/null || {
@@ -266,7 +280,13 @@ replace_all() {
 # A job really fires: a probe of a drill, made, fired and judged by the release that runs now. Sets fires, a line.
 verify_fire() {
   local drill executor=default found
+  local enabled
   fires=
+  enabled=$(setting ENABLE_SCHEDULER true)
+  if [[ ! ${enabled,,} =~ ^(true|1|yes)$ ]]; then
+    warn "ENABLE_SCHEDULER is $enabled, so no job was seen to fire"
+    return 0
+  fi
   if [[ $(in_stack flask jobs status --json) == *'"code": "held"'* ]]; then
     warn "all jobs are held, so none was seen to fire"
     return 0

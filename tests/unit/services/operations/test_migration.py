@@ -12,16 +12,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from app.db.engines import create_engine_for, read_transaction, write_transaction
-from app.db.migrate import (
-    HEADS,
-    METADATA,
-    VERSION_TABLES,
-    Store,
-    current_revision,
-    ensure_schema,
-    script_location,
-    upgrade_schema,
-)
+from app.db.migrate import HEADS, Store, current_revision, ensure_schema, schema_transaction, upgrade_schema
 from app.services.operations.failure import OperationFailed
 from app.services.operations.migration import migrate_stores, parse_revisions, unusable_reason
 from app.settings import Settings
@@ -33,16 +24,8 @@ SECRETS = {"SECRET_KEY": "s" * 32, "ADMIN_PASSWORD": "p" * 12, "API_TOKEN": "t" 
 
 def at_first_release(engine: Engine) -> None:
     """The job store as 0.1.0 left it, with a row."""
-    from alembic import command
-    from alembic.config import Config
-
-    with write_transaction(engine) as connection:
-        config = Config()
-        config.set_main_option("script_location", str(script_location("jobstore")))
-        config.attributes["connection"] = connection
-        config.attributes["target_metadata"] = METADATA["jobstore"]
-        config.attributes["version_table"] = VERSION_TABLES["jobstore"]
-        command.upgrade(config, FIRST_RELEASE["jobstore"])
+    with schema_transaction(engine) as connection:
+        upgrade_schema(connection, "jobstore", to=FIRST_RELEASE["jobstore"])
         connection.execute(text("INSERT INTO run_logs VALUES ('run', 'its log')"))
 
 
@@ -152,3 +135,16 @@ def test_a_refusal_is_one_line_and_the_exit_code(settings: Settings, tmp_path: P
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith("Error: the release that is running could not go on")
+
+
+def test_a_check_changes_nothing(settings: Settings, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli.migrate", "--check", "--usable-for", "jobstore=0001,app=0001"],
+        env={**os.environ, **SECRETS, "USERDATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "usable from 0002 on, and it knows 0001" in done.stderr
+    assert revision(settings) == "0002"
