@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 import click
 
-from app.cli.console import as_json, iso, jobs, one_line_errors, print_json, print_table
+from app.cli.console import as_json, dry_run_option, iso, jobs, one_line_errors, print_json, print_table
 from app.runtime import current_runtime
 from app.services.operations import backup_archive, backups
 from app.services.operations.failure import OperationFailed
@@ -16,10 +17,14 @@ from app.services.operations.failure import OperationFailed
 @jobs.command()
 @click.option("--reason", default="manual", show_default=True, help="Goes into the manifest.")
 @click.option("--keep", type=click.IntRange(min=1), help="How many backups stay; BACKUP_KEEP when left out.")
+@dry_run_option
 @as_json
 @one_line_errors
-def backup(*, reason: str, keep: int | None, as_json: bool) -> None:
+def backup(*, reason: str, keep: int | None, dry_run: bool, as_json: bool) -> None:
     """Copy both stores while they are in use to userdata/backups/, with a manifest."""
+    if dry_run:
+        _print_plan(backups.plan_backup(current_runtime().settings), as_json)
+        return
     made = backups.back_up(current_runtime().settings, reason=reason, keep=keep)
     _print_backup(made, as_json)
 
@@ -46,10 +51,16 @@ def list_backups(*, as_json: bool) -> None:
 def verify(*, backup: str, as_json: bool) -> None:
     """Re-open a backup: sha256, content, schema version, row counts.
 
-    BACKUP is a folder, a name in userdata/backups/, or `latest`.
+    BACKUP is a folder, a name in userdata/backups/, `latest`, or - for a tar on standard input.
     """
-    path = backups.find_backup(current_runtime().settings, backup)
-    _print_backup(backups.verify_backup(path), as_json)
+    settings = current_runtime().settings
+    if backup != "-":
+        _print_backup(backups.verify_backup(backups.find_backup(settings, backup)), as_json)
+        return
+    with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as stream:
+        received = backup_archive.receive_backup(settings, stream)
+    shutil.rmtree(received.path)
+    _print_backup(received, as_json)
 
 
 @jobs.command("send-backup")
@@ -77,6 +88,22 @@ def receive_backup(*, as_json: bool) -> None:
     """Take a backup from standard input, as a tar, and verify it; it is kept for a restore."""
     with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as stream:
         _print_backup(backup_archive.receive_backup(current_runtime().settings, stream), as_json)
+
+
+@jobs.command("forget-received")
+@one_line_errors
+def forget_received() -> None:
+    """Remove the backups that were taken in and not restored."""
+    backup_archive.forget_received(current_runtime().settings)
+
+
+def _print_plan(plan: backups.Plan, as_json: bool) -> None:
+    if as_json:
+        print_json({"dry_run": True, **plan.as_json()})
+        return
+    for store, (where, size) in plan.stores.items():
+        click.echo(f"{store}: {where}, {size} bytes")
+    click.echo(f"would go to {plan.folder}, where {plan.free} bytes are free; the newest {plan.keep} are kept")
 
 
 def _print_backup(made: backups.Backup, as_json: bool) -> None:

@@ -69,8 +69,13 @@ def is_incoming(settings: Settings, path: Path) -> bool:
 
 
 def forget_stale(settings: Settings) -> None:
-    """Removes what came in for a restore that never took place."""
-    oldest = (utc_now() - _STALE_AFTER).timestamp()
+    """Removes what came in for a restore that never took place, some time ago."""
+    forget_received(settings, older_than=_STALE_AFTER)
+
+
+def forget_received(settings: Settings, *, older_than: timedelta = timedelta(0)) -> None:
+    """Removes what came in for a restore."""
+    oldest = (utc_now() - older_than).timestamp()
     for path in restores_folder(settings).glob(f"{_INCOMING}*"):
         if path.stat().st_mtime < oldest:
             shutil.rmtree(path, ignore_errors=True)  # another restore may be removing it at the same time

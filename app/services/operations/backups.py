@@ -112,6 +112,21 @@ class Backup:
         return {"path": str(self.path), **self.manifest.model_dump(mode="json")}
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a backup would copy: of each store where it is and how many bytes it takes there; and the room for it."""
+
+    stores: dict[Store, tuple[str, int]]
+    folder: Path
+    free: int  # bytes
+    keep: int
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        stores = {store: {"at": where, "bytes": size} for store, (where, size) in self.stores.items()}
+        return {"stores": stores, "folder": str(self.folder), "free_bytes": self.free, "keep": self.keep}
+
+
 def backups_folder(settings: Settings) -> Path:
     """Where backups are kept."""
     return settings.userdata_dir / "backups"
@@ -149,6 +164,15 @@ def back_up(settings: Settings, *, reason: str, keep: int | None = None, spare: 
             logger.info("removing backup %s: the newest %s are kept", old.path.name, keep)
             shutil.rmtree(old.path)
     return Backup(target, manifest)
+
+
+def plan_backup(settings: Settings) -> Plan:
+    """What `back_up` would do; OperationFailed where it could not even begin."""
+    with _opened_sources(settings) as sources:
+        stores = {store: (public_url(store_url(settings, store)), source.bytes()) for store, source in sources.items()}
+    folder = backups_folder(settings)
+    free = shutil.disk_usage(settings.userdata_dir).free
+    return Plan(stores, folder, free, settings.backup_keep)
 
 
 def list_backups(settings: Settings) -> list[Backup]:
