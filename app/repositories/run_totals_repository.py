@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,18 +63,22 @@ class RunTotals:
 class RunTotalsRepository:
     """The totals of one job store; any process may read them, and whoever finds them old brings them up to date."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, clock: Callable[[Connection], int] = database_now_us) -> None:
+        """`clock` gives microseconds since the epoch; left out, the one that claims go by."""
         self._engine = engine
+        self._now = clock
 
     def begin(self) -> None:
         """Counts from now on, unless somebody began already: what is on record from before is history."""
         with write_transaction(self._engine) as connection:
-            _begin(connection, database_now_us(connection))
+            dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+            first = {"name": _COUNTED_UNTIL, "labels": "[]", "value": self._now(connection)}
+            connection.execute(dialect.insert(run_totals).values(first).on_conflict_do_nothing())
 
     def read(self) -> RunTotals:
         """Everything that ended since the counting began."""
         with self._snapshot() as connection:
-            now = database_now_us(connection)
+            now = self._now(connection)
             since = _counted_until(connection)
             values = Counter[_Key]()
             if since is not None:
@@ -90,7 +94,7 @@ class RunTotalsRepository:
         """Adds what ended of the runs claimed until some minutes ago to the totals; whether there was anything to do
         that nobody else did at the same time."""
         with self._snapshot() as connection:
-            now = database_now_us(connection)
+            now = self._now(connection)
             counted = _counted_until(connection)
             until = now - SETTLED_AFTER_S * 1_000_000
             if counted is None or counted >= until:
@@ -124,12 +128,6 @@ class RunTotalsRepository:
 
 def _earliest(now: int) -> int:
     return now - MOST_S * 1_000_000
-
-
-def _begin(connection: Connection, now: int) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    first = {"name": _COUNTED_UNTIL, "labels": "[]", "value": now}
-    connection.execute(dialect.insert(run_totals).values(first).on_conflict_do_nothing())
 
 
 def _counted_until(connection: Connection) -> int | None:
