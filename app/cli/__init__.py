@@ -8,6 +8,7 @@ from flask import Flask
 
 from app.cli import (  # noqa: F401 - each adds its commands
     backups,
+    busy_nodes,
     certificate,
     databases,
     drill,
