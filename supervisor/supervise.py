@@ -4,12 +4,17 @@ supervisord keeps running when a program could not be started, and exits 0 whate
 neither: it would look alive without its scheduler, and `restart: on-failure` would not act.
 """
 
+import logging
+import os
 import sys
 from typing import Any
 
 from supervisor.states import SupervisorStates
 
-from supervisor import events, supervisord
+from supervisor import events, loggers, supervisord
+
+sys.path.insert(0, "/app")
+from app.log_lines import formatter_in
 
 fatal_programs: list[str] = []
 
@@ -37,6 +42,32 @@ def end_on_fatal(server: Any, **_settings: str) -> object:
     return object()
 
 
+class LogLines(loggers.StreamHandler):
+    """supervisord's own lines in the form of the app's."""
+
+    LEVELS = {  # noqa: RUF012 - of this module alone
+        loggers.LevelsByName.CRIT: logging.CRITICAL,
+        loggers.LevelsByName.ERRO: logging.ERROR,
+        loggers.LevelsByName.WARN: logging.WARNING,
+        loggers.LevelsByName.INFO: logging.INFO,
+    }
+
+    def emit(self, record: Any) -> None:
+        level = self.LEVELS.get(record.level, logging.DEBUG)
+        told = logging.LogRecord("supervisor", level, "", 0, "%s", (record.asdict()["message"],), None)
+        self.stream.write(f"{self.form.format(told)}\n")
+        self.flush()
+
+
+def log_to_stdout(logger: Any, _format: str) -> None:
+    """Stands in for supervisor.loggers.handle_stdout, whose format has no way to escape a value."""
+    handler = LogLines(sys.stdout)
+    handler.form = formatter_in(os.environ, "supervisor")
+    handler.setLevel(logger.level)
+    logger.addHandler(handler)
+
+
 if __name__ == "__main__":
+    loggers.handle_stdout = log_to_stdout
     supervisord.main()
     sys.exit(1 if fatal_programs else 0)

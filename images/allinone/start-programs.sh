@@ -3,7 +3,7 @@
 set -Eeuo pipefail
 
 refuse() {
-  echo "[entrypoint] $*" >&2
+  json-lines entrypoint <<< "error: $*"
   exit 1
 }
 

@@ -7,7 +7,7 @@ readonly DATA=/app/userdata
 
 main() {
   if [[ ! -w $DATA ]]; then
-    echo "[entrypoint] $DATA is not writable for user $(id -u): run 'chown -R $(id -u):$(id -g)' on the folder or volume that is mounted there" >&2
+    json-lines entrypoint <<< "error: $DATA is not writable for user $(id -u): run 'chown -R $(id -u):$(id -g)' on the folder or volume that is mounted there"
     exit 1
   fi
   exec "$@"

@@ -11,7 +11,7 @@ readonly CERTIFICATE=/etc/nginx/tls/tls.crt
 readonly CERTIFICATE_KEY=/etc/nginx/tls/tls.key
 
 refuse() {
-  echo "[nginx] $*" >&2
+  json-lines nginx <<< "error: $*"
   exit 1
 }
 
@@ -77,13 +77,32 @@ write_metrics_networks() {
   } > "$GENERATED/metrics_networks.conf"
 }
 
+write_log() {
+  local form=json
+  [[ ${LOG_FORMAT-} != [Tt][Ee][Xx][Tt] ]] || form=line
+  echo "access_log /dev/stdout $form if=\$is_logged;"
+  [[ ${NODE_NAME:-$HOSTNAME} =~ ^[A-Za-z0-9._-]{1,64}$ ]] ||
+    refuse "NODE_NAME is '$NODE_NAME'; accepted: 1 to 64 letters, digits, '.', '_' or '-'"
+  # shellcheck disable=SC2016 # a variable of nginx
+  printf 'map "" $node {\n    default "%s";\n}\n' "${NODE_NAME:-$HOSTNAME}"
+}
+
+# With a certificate: the https server, and http leads to it.
 write_https_server() {
   : > "$GENERATED/https.conf"
-  if [[ -e $CERTIFICATE || -e $CERTIFICATE_KEY ]]; then
-    [[ -r $CERTIFICATE && -r $CERTIFICATE_KEY ]] ||
-      refuse "https needs tls.crt and tls.key in the mounted folder, readable for user $(id -u)"
-    echo "include /etc/nginx/https_server.conf;" > "$GENERATED/https.conf"
-  fi
+  : > "$GENERATED/redirect.conf"
+  [[ -e $CERTIFICATE || -e $CERTIFICATE_KEY ]] || return 0
+  [[ -r $CERTIFICATE && -r $CERTIFICATE_KEY ]] ||
+    refuse "https needs tls.crt and tls.key in the mounted folder, readable for user $(id -u)"
+  local port=${HTTPS_PORT:-443}
+  [[ $port =~ ^[1-9][0-9]{0,4}$ ]] || refuse "HTTPS_PORT is '$port'; accepted: a port number from 1 to 65535"
+  echo "include /etc/nginx/https_server.conf;" > "$GENERATED/https.conf"
+  [[ $port != 443 ]] || port=
+  cat > "$GENERATED/redirect.conf" <<EOT
+if (\$goes_to_https) {
+    return 308 https://\$host${port:+:$port}\$request_uri;
+}
+EOT
 }
 
 main() {
@@ -91,14 +110,21 @@ main() {
   write_upstreams > "$GENERATED/upstreams.conf"
   TRUSTED_PROXIES=${TRUSTED_PROXIES-} write_trusted_proxies
   METRICS_ALLOW=${METRICS_ALLOW-} write_metrics_networks
+  write_log > "$GENERATED/log.conf"
   write_https_server
   if [[ ${1-} == --check ]]; then
     nginx -t -q -e stderr
     rm -r "$GENERATED"
     return
   fi
-  # nginx has no format for its error log; the prefix makes it filterable like the other programs' lines.
-  exec nginx -e stderr -g 'daemon off;' 2> >(exec sed --unbuffered 's/^/[nginx] /' >&2)
+  if [[ -s $GENERATED/https.conf ]]; then
+    # nginx's own words would be cut off: where it is alone, its container ends with it.
+    local problem
+    problem=$(nginx -t -q -e stderr 2>&1) || refuse "https cannot be served: ${problem%%$'\n'*}"
+    watch-certificate.sh "$$" &
+  fi
+  # nginx has no format for its error log.
+  exec nginx -e stderr -g 'daemon off;' 2> >(exec json-lines nginx)
 }
 
 main "$@"

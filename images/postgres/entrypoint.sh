@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Makes the database at the first start, then becomes the command. The variables are those of the official image:
+# (What it says is read by json-lines.)
 #   POSTGRES_USER (postgres), POSTGRES_DB (the user's name), POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE, PGDATA
 set -Eeuo pipefail
 
 refuse() {
-  echo "[postgres] $*" >&2
+  echo "error: $*" >&2
   exit 1
 }
 
@@ -25,7 +26,7 @@ make_database() {
     refuse "POSTGRES_USER is '$user', POSTGRES_DB is '$name'; accepted: letters, digits and '_'"
   secret=$(password) || secret=
   [[ -n $secret ]] || refuse "no password: give POSTGRES_PASSWORD_FILE the path of a readable file that holds it"
-  echo "[postgres] making the database $name" >&2
+  echo "info: making the database $name" >&2
   rm -rf "$making"
   initdb --pgdata="$making" --username="$user" --pwfile=<(printf '%s\n' "$secret") --auth-local=trust \
     --auth-host=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 --data-checksums > /dev/null
