@@ -17,6 +17,7 @@ from app.api.v1.scheduler import init_scheduler_api
 from app.cli import init_cli
 from app.db.engines import RECONNECT_S, DamagedDatabase, check_integrity, create_engine_for
 from app.db.migrate import NewerSchema, Store, ensure_schema
+from app.db.password_file import follow_password_file
 from app.db.reach import StoreUnusable, is_out_of_reach, lacks_rights, store_name, unusable, wait_for_server
 from app.http.audit_trail import init_audit_trail
 from app.http.error_handlers import init_error_handlers
@@ -86,6 +87,7 @@ def _open_runtime(settings: Settings) -> Runtime:
     if not settings.flask_run_from_cli:
         refuse_moved_store(settings)
         refuse_other_store(settings.locks_dir, store_name(settings.jobstore_url, settings.userdata_dir))
+    _follow_password_file(settings)
     reconnect_s = 0.0 if settings.flask_run_from_cli else RECONNECT_S  # a command says at once what is wrong
     jobstore = _engine("JOBSTORE_URL", settings.jobstore_url, reconnect_s=reconnect_s)
     database = _engine("DATABASE_URL", settings.database_url, reconnect_s=reconnect_s)
@@ -103,6 +105,12 @@ def _open_runtime(settings: Settings) -> Runtime:
         log.error("task module not loaded", module=problem.module, error=problem.error)
     ledger = Ledger(jobstore, alerts=bool(settings.alert_webhook_url))
     return Runtime(settings=settings, jobstore=jobstore, database=database, ledger=ledger, tasks=tasks)
+
+
+def _follow_password_file(settings: Settings) -> None:
+    file = settings.secret_files.get("POSTGRES_PASSWORD")
+    if file is not None and settings.postgres_password:
+        follow_password_file(file, settings.postgres_password)
 
 
 def _engine(variable: str, url: str, *, reconnect_s: float) -> Engine:

@@ -83,6 +83,8 @@ class Settings:
     flask_run_from_cli: bool  # set by the `flask` command
     werkzeug_run_main: bool  # set by Flask's reloader in its child process
     secret_problems: Mapping[str, str] = field(default_factory=dict, repr=False)
+    postgres_password: str | None = field(default=None, repr=False)  # in the URLs that held none
+    secret_files: Mapping[str, Path] = field(default_factory=dict)  # by name, of those that came from a file
 
     @property
     def locks_dir(self) -> Path:
@@ -128,6 +130,8 @@ class Settings:
             flask_run_from_cli=reader.text("FLASK_RUN_FROM_CLI", "") == "true",
             werkzeug_run_main=reader.text("WERKZEUG_RUN_MAIN", "") == "true",
             secret_problems=problems,
+            postgres_password=secrets["POSTGRES_PASSWORD"],
+            secret_files=reader.secret_files(),
         )
 
     def require_secrets(self) -> None:
@@ -327,6 +331,11 @@ class _Reader:
             if values[name] is None:
                 problems[name] = file
         return values, problems
+
+    def secret_files(self) -> dict[str, Path]:
+        """The files that the environment names for secrets, by the secrets' names."""
+        named = {name: self.text(f"{name}_FILE", "") for name in SECRET_NAMES + PASSWORD_NAMES}
+        return {name: Path(file) for name, file in named.items() if file}
 
 
 def _sqlite_url(file: Path) -> str:

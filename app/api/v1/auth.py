@@ -19,6 +19,7 @@ from app.db.account_tables import USERNAME_LENGTH
 from app.errors import _N, AuthenticationRequired, Forbidden, ValidationError
 from app.http.audit_trail import audit_as
 from app.runtime import current_runtime
+from app.secret_files import present_secret
 from app.services.accounts import Permission, Principal, current_principal
 from app.services.accounts.login_service import LoginService
 from app.services.accounts.principal import identify_with, token_principal
@@ -74,7 +75,9 @@ def _identify() -> Principal | None:
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         # Whoever shows a token is judged by it alone, even when a session cookie comes along.
-        return token_principal(given.strip(), current_runtime().settings.api_token or "")
+        settings = current_runtime().settings
+        present = present_secret(settings.secret_files.get("API_TOKEN"), settings.api_token)
+        return token_principal(given.strip(), present or "")
     return current_user.principal if current_user.is_authenticated else None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
@@ -28,11 +27,12 @@ from app.errors import DomainError
 from app.inventory.instances import InstancesFileError, ServerInstance, load_instances
 from app.repositories.runs_repository import RunsRepository
 from app.runtime import Runtime
+from app.secret_files import present_secret
 from app.services.operations.doctor import opened
 from app.services.operations.masking import Masker, is_secret_name, secrets_among
 from app.services.operations.store_state import check_databases
 from app.services.scheduler.scheduler_status_read_service import SchedulerStatusReadService
-from app.settings import PASSWORD_NAMES, SECRET_NAMES, Settings, SettingsError
+from app.settings import Settings, SettingsError
 from app.version import VERSION
 
 SECRETS = "secrets/"
@@ -50,7 +50,6 @@ def write_bundle(source: BinaryIO, target: BinaryIO) -> None:
     What cannot be had, because the settings or the stores are broken, is told in `app/problems.txt`.
     """
     gathered, secrets = _read_host(source)
-    secrets |= _secrets_of_environment(os.environ)
     own, problems = {}, []
     try:
         settings = Settings.load()
@@ -139,13 +138,9 @@ def _secrets_of_settings(settings: Settings) -> set[str]:
     found = {value for value in hidden if isinstance(value, str) and value} - {*urls, settings.celery_broker_url}
     for url in urls:
         found |= _password_in(url)
-    for name in (*SECRET_NAMES, *PASSWORD_NAMES):
-        file = os.environ.get(f"{name}_FILE", "")
-        try:
-            with open(file, encoding="utf-8") as held:  # noqa: PTH123 - may be empty: then there is none
-                found.add(held.read().strip())
-        except OSError:
-            continue
+    for file in settings.secret_files.values():
+        if held := present_secret(file, None):  # it may be another one than the process started with
+            found.add(held)
     return found
 
 
