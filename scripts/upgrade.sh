@@ -173,6 +173,14 @@ go_back() {
   exit 3
 }
 
+# Such as "2 web, 1 nginx".
+running_services() {
+  local service
+  compose config --services | while read -r service; do
+    printf '%s %s\n' "$(containers_of "$service" | wc -l)" "$service"
+  done | paste -s -d ',' | sed 's/,/, /g'
+}
+
 show_plan() {
   cat <<EOT
 Would upgrade the stack $(project_name) (shape $(shape)) from $1 to $2:
@@ -180,7 +188,7 @@ Would upgrade the stack $(project_name) (shape $(shape)) from $1 to $2:
   back up both databases, verify
   build the images, or find them loaded
   migrate the databases
-  replace the containers: $(running_counts | awk '{ printf "%s%s %s", sep, $2, $1; sep = ", " }')
+  replace the containers: $(running_services)
   verify: every container healthy, a job fires; otherwise go back to $1
 Nothing was changed.
 EOT

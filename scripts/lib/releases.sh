@@ -21,6 +21,11 @@ bundle_field() {
   sed -n "s/^$1=//p" "${2:-$ROOT}/RELEASE"
 }
 
+# The files of a bundle in the present folder, of which SHA256SUMS holds the checksums.
+bundled_files() {
+  find . -type f ! -path ./SHA256SUMS -printf '%P\n' | LC_ALL=C sort
+}
+
 tree_version() {
   if is_bundle; then
     bundle_field version
