@@ -10,10 +10,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, String, Table, func, insert, inspect, select
+from sqlalchemy import func, insert, inspect, select
 from sqlalchemy.engine import Engine
 
 from app.db import account_tables, inventory_tables, jobstore_tables  # noqa: F401 - they fill METADATA
@@ -24,12 +23,10 @@ from app.services.accounts.admin_sync import sync_admin
 from e2e.harness.postgres_server import PostgresServer, postgres_server
 from e2e.harness.scripts import Outcome
 from e2e.harness.stack import ROOT
+from e2e.harness.store_rows import ROWS, contents, fill, row_of, without_nul
 
 STORES: dict[Store, str] = {"jobstore": "scheduler.db", "app": "whalefall.db"}
-ROWS = 40
 SECRET_KEY, ADMIN_PASSWORD = "secret key of the tests", "correct horse battery staple"
-#: What the tests find hard to carry: other scripts, quotes, separators of COPY, a NUL, an astral character.
-AWKWARD = ("数据", "tab\there", "new\nline", "back\\slash \\N", "quote'\"", "nul\0inside", "😀", "")
 STEPS = [name for name in failpoints.NAMES if name.startswith("move.")]
 
 
@@ -93,50 +90,6 @@ def deployment(server: PostgresServer, tmp_path: Path) -> Deployment:
     return made
 
 
-def fill(engine: Engine, store: Store, rows: int = ROWS) -> None:
-    """Rows in every table that the metadata knows, so that a table of tomorrow is tested too."""
-    with write_transaction(engine) as connection:
-        for table in METADATA[store].sorted_tables:
-            connection.execute(insert(table), [row_of(table, number) for number in range(1, rows + 1)])
-
-
-def row_of(table: Table, number: int) -> dict[str, Any]:
-    return {column.name: value_of(column, number) for column in table.columns}
-
-
-def value_of(column: Column[Any], number: int) -> Any:  # noqa: PLR0911 - one for each type
-    if column.name in {"change", "period"}:  # of a fixed set
-        return {"change": "added", "period": "day"}[column.name]
-    if column.nullable and number % 3 == 0:
-        return None
-    if isinstance(column.type, Boolean):
-        return number % 2 == 0
-    if isinstance(column.type, BigInteger):
-        return 2**62 - number
-    if isinstance(column.type, Integer):
-        return number if column.primary_key or column.foreign_keys else 2**31 - 1 - number
-    if isinstance(column.type, Float):
-        return number / 7
-    assert isinstance(column.type, String), column
-    text = f"{number}{AWKWARD[number % len(AWKWARD)]}"
-    return text if column.type.length is None else text.replace("\0", "")[: column.type.length]
-
-
-def as_moved(row: dict[str, Any]) -> dict[str, Any]:
-    """What PostgreSQL should hold: it cannot hold a NUL."""
-    return {name: value.replace("\0", "\\x00") if isinstance(value, str) else value for name, value in row.items()}
-
-
-def contents(engine: Engine, store: Store) -> dict[str, list[dict[str, Any]]]:
-    """Every row of every table, by a way of its own: not by what the move itself reads with."""
-    found = {}
-    with engine.connect() as connection:
-        for table in METADATA[store].sorted_tables:
-            rows = [dict(row) for row in connection.execute(select(table)).mappings()]
-            found[table.name] = sorted(rows, key=lambda row: json.dumps(row, sort_keys=True, default=str))
-    return found
-
-
 def assert_moved(deployment: Deployment) -> None:
     """PostgreSQL holds exactly what the files hold, but for the nodes, and goes on numbering behind it."""
     target = create_engine_for(deployment.target)
@@ -153,7 +106,7 @@ def assert_moved(deployment: Deployment) -> None:
             for name, rows in wanted.items():
                 assert len(rows) >= ROWS, name
                 key = lambda row: json.dumps(row, sort_keys=True, default=str)  # noqa: E731
-                assert found[name] == sorted((as_moved(row) for row in rows), key=key), name
+                assert found[name] == sorted((without_nul(row) for row in rows), key=key), name
         with target.begin() as connection:
             for table in METADATA["app"].sorted_tables:
                 column = table.autoincrement_column
