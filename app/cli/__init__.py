@@ -10,6 +10,7 @@ from app.cli import (  # noqa: F401 - each adds its commands
     backups,
     busy_nodes,
     certificate,
+    cron,
     databases,
     drill,
     explain,
