@@ -5,6 +5,8 @@ set -Eeuo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+readonly NOTHING="0 to add, 0 to restore, 0 to change, 0 to delete, "
+
 file=
 diff_only=false
 prune=()
@@ -86,6 +88,10 @@ main() {
   if [[ $plan == "$diff" ]]; then
     die "the diff names no plan; nothing was changed"
   fi
+  if [[ $diff == *"$NOTHING"* ]]; then
+    apply_export --dry-run "${json[@]}"
+    return
+  fi
   $confirmed || [[ ! -t 0 ]] || printf '%s\n' "$diff" >&2
   confirm "Change these jobs of the stack $(project_name)?"
   step "exporting the jobs as they are"
@@ -94,7 +100,7 @@ main() {
   result=$(apply_export --plan "$plan" "${json[@]}")
   step "comparing again"
   diff=$(apply_export --diff 2> /dev/null)
-  [[ $diff == *"0 to add, 0 to restore, 0 to change, 0 to delete, "* ]] ||
+  [[ $diff == *"$NOTHING"* ]] ||
     die "it was applied, but somebody has changed jobs since: scripts/import_jobs.sh $file --diff shows them"
   step "done; the way back: scripts/import_jobs.sh ${before##*/} --prune"
   printf '%s\n' "$result"

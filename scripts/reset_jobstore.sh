@@ -38,15 +38,15 @@ Replaces the job store by a fresh one that holds the default jobs:
   4. moves the job store with its -wal and -shm to userdata/backups/aside-.../; of a store in PostgreSQL the tables are
      copied there, checked, and emptied
   5. starts them again and waits until the default jobs are back
-  6. carries the run history over, as far as it can be read
-  7. applies FILE, or says how to apply the export
+  6. applies FILE, or says at the end how to apply the export
+  7. carries the run history over, as far as it can be read
 Users, tokens and the database inventory are not touched. A damaged store is kept as well, and what could not be read
 of it is told. Safe to run again, also after it was interrupted.
 
   --soft               only the jobs, through the API, with nothing stopped: exports, deletes every job (own ones can be
                        restored for 30 days), registers the default jobs. History, store and stack stay as they are
-  --from-export FILE   then apply this export (scripts/export_jobs.sh, or an earlier one): a file of this host, or a name
-                       in userdata/exports/. It is checked before anything else
+  --from-export FILE   apply this export to the fresh store (of scripts/export_jobs.sh, or an earlier one): a file of
+                       this host, or a name in userdata/exports/. It is checked before anything else
   --yes                do not ask
   --dry-run            check, and say what would be done; change nothing
   --json               the result as one line of JSON
@@ -139,11 +139,11 @@ check_export() {
   [[ -n $content ]] || from_export=$found
 }
 
+# Empty `applied` says that it could not be done.
 apply_what_was_asked_for() {
   [[ -n $from_export ]] || return 0
   step "applying the export $from_export"
-  applied=$(apply_export ${as_json_option:+"$as_json_option"}) ||
-    die "the default jobs are back, but the export was not applied; scripts/import_jobs.sh applies it. The store of before is in ${aside:-place}"
+  applied=$(apply_export ${as_json_option:+"$as_json_option"}) || applied=
 }
 
 # Empty variables say what could not be done.
@@ -263,6 +263,7 @@ reset_softly() {
   step "waiting for the default jobs"
   in_stack flask jobs wait-defaults --timeout "$DEFAULTS_WITHIN_S" >&2 ||
     die "the default jobs are not back; docker compose logs $SERVICE says why. What was there is in $export_file"
+  apply_what_was_asked_for
 }
 
 reset_store() {
@@ -280,6 +281,8 @@ reset_store() {
   step "waiting for the default jobs"
   flask_in_stack jobs wait-defaults --timeout "$DEFAULTS_WITHIN_S" >&2 ||
     die "the default jobs are not back; docker compose logs $SERVICE says why. The old store is in $aside"
+  # Before the history, so that what came due meanwhile is on record of the own jobs as well.
+  apply_what_was_asked_for
   step "carrying the run history over"
   history=$(flask_in_stack jobs carry-history ${as_json_option:+"$as_json_option"}) ||
     warn "the history was not carried over; the old store stays in $aside"
@@ -312,8 +315,9 @@ main() {
   else
     reset_store "$store"
   fi
-  apply_what_was_asked_for
   wait_until_healthy
+  [[ -z $from_export || -n $applied ]] ||
+    die "the default jobs are back, but the export was not applied (the reason is above); scripts/import_jobs.sh applies it, and ${export_file:-the old store in $aside} has what was there"
   step "done"
   report
 }

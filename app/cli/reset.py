@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.cli.console import as_json, dry_run_option, jobs, one_line_errors, print_json
 from app.db.engines import sqlite_path
 from app.default_jobs import load_default_jobs
+from app.ledger import failpoints
 from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.runtime import Runtime, current_runtime
 from app.services.operations import history, reload, set_aside, store_state
@@ -40,6 +41,7 @@ def set_aside_store(*, reason: str, backup: str | None, dry_run: bool, as_json: 
             where = set_aside_tables.check_tables_can_be_set_aside(runtime)
             click.echo(json.dumps({"store": where}) if as_json else where)
             return
+        failpoints.arm(runtime.settings.fail_points)
         aside = set_aside_tables.set_aside_tables(runtime, reason=reason, backup=backup)
     else:
         if dry_run:

@@ -22,6 +22,8 @@ NAMES = (
     "start.committed",
     "finish.written",
     "finish.committed",
+    "aside.copied",  # a store in PostgreSQL is set aside: before the commit that empties it
+    "aside.committed",
     "move.begun",  # the move to PostgreSQL: before the first row
     "move.copied",
     "move.verified",  # before the commit

@@ -104,6 +104,11 @@ def carry_from(runtime: Runtime, sources: Sequence[Path]) -> list[Carried]:
     """
     if sources:
         return [_carry_one(_database_in(runtime.settings, source), runtime) for source in sources]
+    if runtime.jobstore.dialect.name == "postgresql":
+        # It brings PostgreSQL's driver, which a stack on SQLite never needs.
+        from app.services.operations.set_aside_tables import settle_interrupted  # noqa: PLC0415
+
+        settle_interrupted(runtime)
     results = []
     for aside in asides(runtime.settings):
         if aside.note.carried_at is not None:

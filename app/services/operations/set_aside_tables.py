@@ -21,6 +21,7 @@ from app.db.engines import create_engine_for, database_now_us, read_transaction,
 from app.db.jobstore_tables import nodes
 from app.db.migrate import METADATA, ensure_schema
 from app.db.reach import public_url
+from app.ledger import failpoints
 from app.ledger.nodes import LIVING
 from app.runtime import Runtime
 from app.services.health_service import HEARTBEAT_FRESH_S
@@ -76,11 +77,13 @@ def set_aside_tables(runtime: Runtime, *, reason: str, backup: str | None = None
             connection.execute(text(f"TRUNCATE {_TABLES}"))
             _emptied.create(connection, checkfirst=True)
             connection.execute(insert(_emptied).values(folder=folder.name))
+            failpoints.reach("aside.copied")
     except BaseException:
         # The commit itself may be what failed: only the store knows. While it is away, the next attempt asks it.
         with suppress(SQLAlchemyError):
             settle_interrupted(runtime)
         raise
+    failpoints.reach("aside.committed")
     return aside.noted(is_whole=True)
 
 
@@ -108,7 +111,7 @@ def _copy(connection: Connection, aside: Aside) -> None:
         with write_transaction(engine) as copy:
             for table in tables_of("jobstore"):
                 copy.execute(delete(table))  # what a migration may have put into it
-                found = connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(select(table)).mappings()
+                found = connection.execute(select(table), execution_options={"yield_per": _ROWS_AT_ONCE}).mappings()
                 for rows in found.partitions():
                     copy.execute(insert(table), [dict(row) for row in rows])
         with read_transaction(engine) as copy:
