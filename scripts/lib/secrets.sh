@@ -16,13 +16,18 @@ ensure_secrets() {
   fi
 }
 
-# make_secret NAME LENGTH: once. Letters and digits that cannot be mistaken for each other.
+# make_secret NAME LENGTH: once.
 make_secret() {
   local file=$SECRETS_DIR/$1
   [[ ! -s $file ]] || return 0
   step "making the secret .secrets/$1"
-  head -c 4096 /dev/urandom | LC_ALL=C tr -dc 'A-HJ-NP-Za-km-z2-9' | cut -c "1-$2" > "$file.new"
+  random_text "$2" > "$file.new"
   chmod 0444 "$file.new"
   mv "$file.new" "$file"
   made+=("$1")
+}
+
+# random_text LENGTH: letters and digits that cannot be mistaken for each other.
+random_text() {
+  head -c 4096 /dev/urandom | LC_ALL=C tr -dc 'A-HJ-NP-Za-km-z2-9' | cut -c "1-$1"
 }
