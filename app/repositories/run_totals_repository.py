@@ -13,7 +13,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, case, delete, func, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.engines import database_now_us, read_transaction, write_transaction
@@ -160,43 +173,42 @@ def _count(connection: Connection, since: int, until: int | None) -> Counter[_Ke
 
 def _counts(wanted: ColumnElement[bool]) -> Any:
     is_first = and_(runs.c.kind == "schedule", runs.c.attempt == 1)
-    lateness = case((is_first, _between(runs.c.scheduled_for, runs.c.started_at)), else_=None)
     # The end of a lost run is only when its loss was noticed.
     has_ended = runs.c.outcome.in_(("success", "failed"))
-    duration = case((has_ended, _between(runs.c.started_at, runs.c.finished_at)), else_=None)
-    keys = (
-        runs.c.outcome,
-        case((runs.c.attempt > 1, "retry"), else_=runs.c.kind).label("kind"),
-        runs.c.task,
-        runs.c.executor,
-        _bucket(lateness, LATENESS_BUCKETS_S).label("lateness_bucket"),
-        _bucket(duration, DURATION_BUCKETS_S).label("duration_bucket"),
-        # Called lost, and finished after all: both happened.
-        and_(runs.c.outcome != "lost", func.coalesce(runs.c.reason, "").like(_LATE_END)).label("was_lost"),
-    )
-    inner = (
+    measured = (
         select(
-            *keys,
+            runs.c.outcome,
+            case((runs.c.attempt > 1, "retry"), else_=runs.c.kind).label("kind"),
+            runs.c.task,
+            runs.c.executor,
+            # Called lost, and finished after all: both happened.
+            and_(runs.c.outcome != "lost", func.coalesce(runs.c.reason, "").like(_LATE_END)).label("was_lost"),
             runs.c.count.label("moments"),
-            lateness.label("lateness"),
-            duration.label("duration"),
+            case((is_first, _between(runs.c.scheduled_for, runs.c.started_at)), else_=None).label("lateness"),
+            case((has_ended, _between(runs.c.started_at, runs.c.finished_at)), else_=None).label("duration"),
         )
         .where(wanted, runs.c.outcome.not_in(ACTIVE))
-        .subquery()
+        .subquery("measured")
     )
-    columns = [inner.c[key.name] for key in keys]
-    sums = (func.count(), func.sum(inner.c.moments), func.sum(inner.c.lateness), func.sum(inner.c.duration))
-    return select(*columns, *sums).group_by(*columns)
+    each = select(
+        measured,
+        _bucket(measured.c.lateness, LATENESS_BUCKETS_S).label("lateness_bucket"),
+        _bucket(measured.c.duration, DURATION_BUCKETS_S).label("duration_bucket"),
+    ).subquery("each")
+    names = ("outcome", "kind", "task", "executor", "lateness_bucket", "duration_bucket", "was_lost")
+    keys = [each.c[name] for name in names]
+    sums = (func.count(), func.sum(each.c.moments), func.sum(each.c.lateness), func.sum(each.c.duration))
+    return select(*keys, *sums).group_by(*keys)
 
 
 def _between(first: ColumnElement[Any], last: ColumnElement[Any]) -> ColumnElement[Any]:
     # Never below zero, which a clock that was set back would give: a sum must not fall.
-    return case((last < first, 0), else_=last - first)
+    return case((last < first, literal(0, BigInteger)), else_=last - first)
 
 
 def _bucket(measured: ColumnElement[Any], bounds_s: Sequence[float]) -> ColumnElement[Any]:
     """The bucket's upper bound as text; null where nothing was measured."""
-    steps = [(measured <= round(bound * 1_000_000), repr(bound)) for bound in bounds_s]
+    steps = [(measured <= literal(round(bound * 1_000_000), BigInteger), repr(bound)) for bound in bounds_s]
     return case((measured.is_(None), None), *steps, else_=BEYOND)
 
 
