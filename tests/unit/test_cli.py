@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,53 @@ def test_export_and_apply(run: Any, app: Flask, defaults: list[str]) -> None:
     job = runtime_of(app).ledger.get_job("sync_accounts")
     assert job is not None
     assert job.is_paused
+
+
+def test_export_in_full_is_applied_from_standard_input(app: Flask, defaults: list[str]) -> None:
+    runtime_of(app).ledger.pause_job("sync_accounts", "1")
+    runner = app.test_cli_runner()
+    exported = runner.invoke(args=["jobs", "export", "--all", "--stdout"]).stdout
+    assert all(f"- id: {job_id}\n" in exported for job_id in defaults)
+    runtime_of(app).ledger.resume_job("sync_accounts", "1")
+    shown = runner.invoke(args=["jobs", "apply-export", "-", "--diff"], input=exported).stdout
+    assert "-is_paused: false\n+is_paused: true\n" in shown
+    plan = shown.splitlines()[-1].removeprefix("plan: ")
+    applied = runner.invoke(args=["jobs", "apply-export", "-", "--plan", plan, "--json"], input=exported)
+    assert json.loads(applied.stdout)["changed"] == ["sync_accounts"]
+    again = runner.invoke(args=["jobs", "apply-export", "-", "--plan", plan], input=exported)
+    assert again.exit_code == 1
+    assert "look at it again" in again.stderr
+    assert not list(runtime_of(app).settings.userdata_dir.glob("exports/*"))
+
+
+def test_export_is_checked_for_a_fresh_store(run: Any, app: Flask, defaults: list[str]) -> None:
+    runtime_of(app).ledger.pause_job("sync_accounts", "1")
+    path = run("jobs", "export").stdout.strip()
+    assert run("jobs", "apply-export", "latest", "--onto-defaults").stdout.strip() == path
+    Path(path).write_text(Path(path).read_text().replace("id: sync_accounts", "id: gone"))
+    refused = run("jobs", "apply-export", "latest", "--onto-defaults")
+    assert refused.exit_code == 1
+    assert "holds no job gone" in refused.stderr
+
+
+def test_reload_without_a_scheduler_is_one_line(run: Any, defaults: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("app.services.operations.reload.ADDRESS", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        planned = json.loads(run("jobs", "reload", "--dry-run", "--json").stdout)
+        assert planned == {"deleted": sorted(defaults), "reloaded": defaults}
+        failed = run("jobs", "reload")
+    assert failed.exit_code == 1
+    (line,) = failed.stderr.splitlines()
+    assert "the scheduler of this container gave no answer" in line
+
+
+def test_store_that_is_held_is_not_set_aside(run: Any, app: Flask, defaults: list[str]) -> None:
+    assert run("jobs", "hold", "--reason", "works").exit_code == 0
+    refused = run("jobs", "set-aside")
+    assert refused.exit_code == 1
+    assert "the job store is held (works)" in refused.stderr
+    assert (runtime_of(app).settings.userdata_dir / "scheduler.db").exists()
 
 
 def test_backup_and_verify(run: Any, defaults: list[str]) -> None:

@@ -17,11 +17,11 @@ PATIENCE_S = 120.0
 """It deletes and registers job by job."""
 
 
-def reload_through_api(settings: Settings, *, address: str = ADDRESS) -> dict[str, Any]:
+def reload_through_api(settings: Settings) -> dict[str, Any]:
     """What the API answers: the ids `deleted` and `reloaded`, why those in `failed` stayed, and the path of the
     `export` that was made before. OperationFailed when it refuses, or nobody answers."""
     request = urllib.request.Request(  # noqa: S310 - a fixed address
-        f"{address}/api/v1/scheduler/jobs/actions/reload",
+        f"{ADDRESS}/api/v1/scheduler/jobs/actions/reload",
         method="POST",
         headers={"Authorization": f"Bearer {settings.api_token}", "Accept-Language": "en"},
     )

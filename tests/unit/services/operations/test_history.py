@@ -13,6 +13,7 @@ from app.db.clock import now_us
 from app.db.engines import create_engine_for, read_transaction, write_transaction
 from app.db.jobstore_tables import jobs, outbox, run_logs, runs
 from app.db.migrate import ensure_schema
+from app.ledger.run_ids import new_run_id
 from app.runtime import Runtime
 from app.services.operations.backups import back_up
 from app.services.operations.failure import OperationFailed
@@ -115,6 +116,61 @@ def test_moments_during_the_reset_are_missed_not_gone(with_defaults: Runtime) ->
     [row] = history(with_defaults).values()
     assert (row["outcome"], row["count"]) == ("missed", 10)
     assert (row["scheduled_from"], row["scheduled_for"]) == (first, due - 60 * 1_000_000)
+
+
+def test_moments_that_a_store_in_between_had_are_not_missed_too(with_defaults: Runtime) -> None:
+    """A reset that was interrupted before it carried the history, and run again: two stores aside, the first of which
+    does not know what ran on the second."""
+    trigger = parse_trigger({"trigger_type": "interval", "seconds": 60}, default_timezone="UTC").spec
+
+    def due_in_the_past(minutes: int) -> int:
+        with_defaults.ledger.change_job("copy_report", {"trigger": trigger}, "1")
+        with write_transaction(with_defaults.jobstore) as connection:
+            query = select(jobs.c.next_run_time).where(jobs.c.id == "copy_report")
+            first = int(connection.execute(query).scalar_one()) - minutes * 60_000_000
+            connection.execute(update(jobs).where(jobs.c.id == "copy_report").values(next_run_time=first))
+        return first
+
+    first = due_in_the_past(20)
+    reset(with_defaults)
+    # The second store ran for some minutes, then it was set aside as well.
+    due_in_the_past(5)
+    ran = [first + minute * 60_000_000 for minute in range(8, 15)]
+    with write_transaction(with_defaults.jobstore) as connection:
+        template = run_row("copy_report")
+        connection.execute(insert(runs), [run_row("copy_report", at=moment) for moment in ran[:3]])
+        connection.execute(
+            insert(runs),
+            [template | {"scheduled_for": ran[-1], "scheduled_from": ran[3], "count": 4, "outcome": "missed"}],
+        )
+    reset(with_defaults)
+    carry_from(with_defaults, [])
+    covered: list[int] = []
+    for row in history(with_defaults).values():
+        begin = row["scheduled_for"] if row["scheduled_from"] is None else row["scheduled_from"]
+        moments = list(range(begin, row["scheduled_for"] + 1, 60_000_000))
+        assert len(moments) == row["count"]
+        covered += moments
+    assert sorted(covered) == [first + minute * 60_000_000 for minute in range(len(covered))], "each moment, once"
+    assert len(covered) in (20, 21)
+
+
+def run_row(job_id: str, *, at: int = 0) -> dict[str, Any]:
+    return {
+        "run_id": new_run_id(now_us()),
+        "job_id": job_id,
+        "task": job_id,
+        "kind": "schedule",
+        "scheduled_for": at,
+        "outcome": "success",
+        "executor": "default",
+        "max_instances": 1,
+        "misfire_grace_time": 300,
+        "retry_on_loss": False,
+        "kwargs": "{}",
+        "created_by": "schedule",
+        "claimed_at": now_us(),
+    }
 
 
 def test_damaged_file_gives_both_ends(with_defaults: Runtime, add_runs: AddRuns) -> None:
