@@ -98,8 +98,9 @@ def address_of(container: Container, network: str) -> str:
 def upstreams(shape: Shape, since: float) -> Counter[str]:
     """How many requests nginx passed to each address since then, by its log."""
     (nginx,) = shape.containers("nginx")
-    log = nginx.logs(since=int(since)).decode()
-    return Counter(re.findall(r'" 200 \d+ \S+ ([0-9.]+):500[12] ', log))
+    found = (json.loads(line) for line in nginx.logs(since=int(since)).decode().splitlines())
+    told = [line["upstream"] for line in found if line.get("status") == 200]
+    return Counter(upstream.partition(":")[0] for upstream in told if re.fullmatch(r"[0-9.]+:500[12]", upstream))
 
 
 @contextmanager
@@ -185,6 +186,31 @@ class EveryShape:
             processes = run(container, "sh", "-c", "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' '\\n'")
             told = json.dumps(container.attrs) + processes + container.logs().decode(errors="replace")
             assert [name for name, value in values.items() if value in told] == [], container.name
+
+    def test_every_line_of_the_log_is_json(self, shape: Shape) -> None:
+        told = {}
+        for container in shape.containers():
+            for line in container.logs().decode().splitlines():
+                read = json.loads(line)
+                assert {"time", "level", "program", "node", "message"} <= set(read), line
+                assert read["node"] == container.attrs["Config"]["Hostname"], line
+                told[read["program"]] = datetime.fromisoformat(read["time"]).utcoffset()
+        assert set(told) == set(self.SERVICES)
+        assert None not in told.values()
+
+    def test_a_run_is_followed_through_the_containers(self, shape: Shape) -> None:
+        run_id = shape.client().run_now(JOB)["run_id"]
+
+        def told() -> list[dict[str, Any]]:
+            done = shape.checkout.run("scripts/logs.sh", "--run", run_id, "--json", env={})
+            return [json.loads(line) for line in done.stdout.splitlines()]
+
+        lines = wait_until(
+            "its end", told, lambda found: any(" ended after " in line["message"] for line in found), within=30
+        )
+        assert [line["program"] for line in lines][-2:] == ["scheduler", "scheduler"]
+        assert any(line["program"] == "nginx" and line["status"] == 200 for line in lines), "who asked for it"
+        assert {line["run_id"] for line in lines if line["program"] == "scheduler"} == {run_id}
 
     def test_api_and_pages_work_through_nginx(self, shape: Shape) -> None:
         person = Client(f"http://127.0.0.1:{shape.checkout.port}")

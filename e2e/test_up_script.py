@@ -196,8 +196,8 @@ def test_plain_compose_is_the_same_stack(
     listed = checkout.run("docker", "compose", *files, "ps", "--quiet", env={})
     assert listed.stdout.split() == [identity for identity, _ in running]
     logs = checkout.run("docker", "compose", *files, "logs", env={}).stdout
-    for prefix in ("[nginx] ", "[web] ", "[scheduler] "):
-        assert prefix in logs
+    for program in ("nginx", "web", "scheduler", "supervisor"):
+        assert f'"program": "{program}"' in logs
 
 
 def test_compose_builds_the_service_alone(checkout: Checkout, brought_up: subprocess.CompletedProcess[str]) -> None:
