@@ -50,7 +50,7 @@ parse_arguments() {
   ((${#names[@]})) || usage_error "no secret is named; accepted: all, ${KNOWN[*]}"
   local name
   for name in "${names[@]}"; do
-    secrets_of_shape | grep -qx "$name" || usage_error "a stack of the shape $(shape) has no $name"
+    [[ $'\n'$(secrets_of_shape)$'\n' == *$'\n'"$name"$'\n'* ]] || usage_error "a stack of the shape $(shape) has no $name"
   done
 }
 
