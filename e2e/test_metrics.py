@@ -29,6 +29,15 @@ EVERY_SECOND = {"trigger_type": "cron", "cron_expression": "* * * * * *"}
 #: Prometheus looks for its targets every 5 s and asks them every 10 s.
 SCRAPED_WITHIN_S = 45.0
 
+#: Runs in a container of the app.
+ADD_TO_TOTALS = """
+from app.db.engines import create_engine_for, database_now_us
+from app.repositories.run_totals_repository import RunTotalsRepository
+from app.settings import Settings
+engine = create_engine_for(Settings.load().jobstore_url)
+print(RunTotalsRepository(engine, clock=lambda c: database_now_us(c) + 3_600_000_000).add_settled())
+"""
+
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -276,6 +285,10 @@ def test_many_containers_are_read_each(tmp_path: Path) -> None:
             lambda found: found == {(): on_record["success"]},
             within=SCRAPED_WITHIN_S,
         )
+        # What ended long ago is added to the totals, here by a clock that is an hour ahead: nothing lost, nothing doubled.
+        assert "True" in stack.execute("python3", "-c", ADD_TO_TOTALS, container=stack.container("web"))
+        found = samples(client)
+        assert {outcome: fires(found, outcome) for outcome in on_record} == on_record
         # Each container's requests are series of its own.
         nodes = prometheus.query("count by (node) (whalefall_http_requests_total)")
         assert len(nodes) >= 4
