@@ -137,9 +137,9 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...]) -> None:
 
 
 def test_what_is_not_there_is_said(logged: Stack) -> None:
-    outcome: Outcome = run_script("logs.sh", "--run", "nobody", environment=environment_of(logged))
+    outcome: Outcome = run_script("logs.sh", "--run", "no-such-run", environment=environment_of(logged))
     assert (outcome.code, outcome.stdout) == (1, "")
-    assert "no line of run nobody" in outcome.stderr
+    assert "no line of run no-such-run" in outcome.stderr
 
 
 def test_text_where_it_is_asked_for(logged: Stack) -> None:

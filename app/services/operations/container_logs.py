@@ -20,7 +20,10 @@ from typing import IO, Any
 
 from app.log_lines import IDS, as_details, printable
 
-_COMPOSE = re.compile(r"(?P<container>\S+) +\| (?P<at>\d{4}-\d\d-\d\dT[\d:.]+Z) ?(?P<text>.*)")
+# Compose clears the line even where it is to use no colours.
+_COMPOSE = re.compile(
+    r"(?:\x1b\[[\d;]*[A-Za-z]|\r)*(?P<container>\S+) +\| (?P<at>\d{4}-\d\d-\d\dT[\d:.]+Z) ?(?P<text>.*)"
+)
 _SHOWN_FIRST = frozenset({"time", "level", "program", "node", "message", "logger", "exception"})
 _LINKS = ("request_id", "run_id")
 """What leads from a line that was asked for to others: from a run to the request that asked for it, and back."""

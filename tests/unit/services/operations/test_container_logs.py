@@ -24,7 +24,7 @@ def written(container: str, second: float, message: str, **values: object) -> st
 
 LOG = [
     written("scheduler-1", 3, "report starts", job_id="report", run_id="u1"),
-    written("worker-2", 5, "copied", job_id="report", run_id="u1", files=2),
+    "\x1b[2K" + written("worker-2", 5, "copied", job_id="report", run_id="u1", files=2),
     written("worker-2", 9, "another", job_id="copy", run_id="u2"),
     written("nginx-1", 2, "POST /run 200", request_id="q1", upstream=""),
     written("nginx-1", 1, "GET /login 200", request_id="q0"),
