@@ -14,9 +14,20 @@ from e2e.harness.scripts import Outcome, environment_of, run_script
 from e2e.harness.stack import ROOT, Stack, free_port
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if os.access(path, os.X_OK))
-ON_A_STACK = ["backup_jobstore.sh", "prove_once.sh", "reset_jobstore.sh"]
+ON_A_STACK = ["backup_jobstore.sh", "export_jobs.sh", "import_jobs.sh", "prove_once.sh", "reset_jobstore.sh"]
 #: Of those that do harm.
-AGREED = {"prove_once.sh": ["--yes"], "reset_jobstore.sh": ["--yes"]}
+AGREED = {
+    "import_jobs.sh": [str(ROOT / "README.md"), "--yes"],
+    "prove_once.sh": ["--yes"],
+    "reset_jobstore.sh": ["--yes"],
+}
+
+#: What must stand before anything can be too much.
+OPERANDS = {
+    "explain.sh": ["job", "12:00"],
+    "import_jobs.sh": [str(ROOT / "README.md")],
+    "import_legacy_jobstore.sh": [str(ROOT / "README.md")],
+}
 
 #: What an operator's machine has, docker apart.
 TOOLS = Path("/usr/bin"), Path("/bin"), Path("/usr/sbin"), Path("/sbin")
@@ -67,7 +78,7 @@ def without_docker(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("argument", ["--no-such-flag", "surplus", "-z", "--help-me", "--yes=1"])
 def test_unknown_argument(script: str, argument: str) -> None:
-    assert_one_clear_line(script, run_script(script, argument), names=argument)
+    assert_one_clear_line(script, run_script(script, *OPERANDS.get(script, []), argument), names=argument)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -76,10 +87,15 @@ def test_unknown_argument_behind_a_good_one(script: str) -> None:
         "up.sh": "--install-engine",
         "test.sh": "--unit",
         "backup_jobstore.sh": "--json",
+        "export_jobs.sh": "--json",
+        "import_jobs.sh": "--yes",
         "reset_jobstore.sh": "--yes",
+        "restore_jobstore.sh": "--dry-run",
         "move_to_postgres.sh": "--yes",
         "prove_once.sh": "--yes",
         "rolling_restart.sh": "--dry-run",
+        "explain.sh": "--json",
+        "import_legacy_jobstore.sh": "--yes",
     }
     assert_one_clear_line(script, run_script(script, good[script], "--no-such-flag"), names="--no-such-flag")
 
@@ -96,14 +112,28 @@ def test_help_is_a_result(script: str) -> None:
     ("script", "arguments"),
     [
         ("test.sh", ["-k"]),
+        ("explain.sh", ["--lang"]),
+        ("explain.sh", ["--lang", "fr"]),
+        ("import_legacy_jobstore.sh", ["--map"]),
+        ("import_legacy_jobstore.sh", ["--map", "no-task"]),
+        ("import_legacy_jobstore.sh", ["--table", "--json"]),
+        ("export_jobs.sh", ["--output"]),
+        ("export_jobs.sh", ["--output", "--json"]),
+        ("reset_jobstore.sh", ["--from-export"]),
         ("backup_jobstore.sh", ["--keep"]),
         ("backup_jobstore.sh", ["--reason"]),
         ("backup_jobstore.sh", ["--reason", "--json"]),
         ("backup_jobstore.sh", ["--copy-to", ""]),
+        ("backup_jobstore.sh", ["--verify"]),
+        ("restore_jobstore.sh", ["--catch-up"]),
     ],
 )
 def test_missing_value(script: str, arguments: list[str]) -> None:
     assert_one_clear_line(script, run_script(script, *arguments), names=arguments[0])
+
+
+def test_import_of_nothing() -> None:
+    assert_one_clear_line("import_jobs.sh", run_script("import_jobs.sh", "--yes"), names="which FILE?")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "99999"])

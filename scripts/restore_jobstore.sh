@@ -70,7 +70,7 @@ parse_arguments() {
   if [[ -n $catch_up ]]; then
     is_choice "$catch_up" || usage_error "--catch-up is '$catch_up'; accepted: skip, run-latest, run-all"
   elif ! $dry_run && [[ ! -t 0 ]]; then
-    usage_error "nobody can be asked here what becomes of the fires that are due: say --catch-up=skip, run-latest or run-all (--dry-run shows them)"
+    usage_error "${backup:---undo}: nobody can be asked here what becomes of the fires that are due; say --catch-up=skip, run-latest or run-all (--dry-run shows them)"
   fi
 }
 

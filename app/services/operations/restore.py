@@ -166,9 +166,13 @@ def restore(settings: Settings, path: Path, *, tell: Tell) -> Restored:
         refuse_moved_store(settings)
         with _alone(settings, tell):
             finish_swap(settings)
-            return _restore(settings, backup, tell)
+            restored = _restore(settings, backup, tell)
     except StoreUnusable as error:
         raise OperationFailed(str(error)) from error
+    if is_incoming(settings, backup.path):
+        shutil.rmtree(backup.path)
+    forget_stale(settings)
+    return restored
 
 
 def preview(settings: Settings, path: Path) -> Restored:
@@ -218,9 +222,6 @@ def _restore(settings: Settings, backup: Backup, tell: Tell) -> Restored:
         if not is_swap_open(settings):
             remove_stage(files)
     tell("restored, and its row counts are those of the copy that was checked")
-    if is_incoming(settings, backup.path):
-        shutil.rmtree(backup.path)
-    forget_stale(settings)
     return result
 
 
