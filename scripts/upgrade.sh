@@ -111,10 +111,12 @@ take_up_bundle() {
 
 # --- the steps -------------------------------------------------------------------------------------------------------
 
+# Not while a change is under way, when containers of both releases run.
 keep_running_release() {
+  [[ ! -f $UNDER_WAY ]] || return 0
   step "keeping the files and images of $1, which runs"
   tag_running_images "$1"
-  keep_release "$1" "$(source_of_release "$running_version")"
+  [[ -d $RELEASES_DIR/$1 ]] || keep_release "$1" "$(source_of_release "$running_version")"
 }
 
 # By the release that runs, which knows its stores; once, however often the upgrade is interrupted.
@@ -242,7 +244,7 @@ main() {
   trap 'exit 130' INT TERM
   release_left_connections
 
-  [[ -f $UNDER_WAY ]] || keep_running_release "$from"
+  keep_running_release "$from"
   use_release "$from"
   begin_change upgrade "$from" "$to"
   back_up

@@ -1,0 +1,77 @@
+"""A Docker engine of the test's own, empty, in a network namespace without a route: a machine without a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from e2e.harness.waiting import wait_until
+
+START = """
+ip link set lo up
+exec dockerd --data-root "$1/data" --exec-root "$1/exec" --pidfile "$1/pid" --host "unix://$1/engine.sock" \
+  > "$1/log" 2>&1
+"""
+
+
+@dataclass(frozen=True)
+class IsolatedEngine:
+    """A running engine; what is run through it is in its network namespace, too."""
+
+    folder: Path
+    pid: int
+
+    def run(
+        self, *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 300.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run without a terminal, in the namespace, on this engine."""
+        kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+        return subprocess.run(
+            ["nsenter", f"--net=/proc/{self.pid}/ns/net", *command],
+            cwd=cwd,
+            env=kept | {"DOCKER_HOST": f"unix://{self.folder}/engine.sock"} | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def output(self, *command: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
+        """The same; its standard output. Fails with all it printed."""
+        done = self.run(*command, cwd=cwd or self.folder, env=env)
+        print(f"\n{' '.join(command)[:200]}: exit {done.returncode}\n{done.stderr}{done.stdout}")
+        assert done.returncode == 0, f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+@contextmanager
+def isolated_engine(folder: Path) -> Iterator[IsolatedEngine]:
+    """An engine with nothing in it, removed in the end with all it holds. Skips where a test may not make one."""
+    if os.geteuid() != 0 or not all(shutil.which(name) for name in ("dockerd", "unshare", "nsenter", "ip")):
+        pytest.skip("an engine of the test's own needs root, dockerd, unshare, nsenter and ip")
+    folder.mkdir(parents=True, exist_ok=True)
+    daemon = subprocess.Popen(
+        ["unshare", "--net", "sh", "-ec", START, "sh", str(folder)], stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        engine = IsolatedEngine(folder, daemon.pid)
+        wait_until(
+            "the engine's answer",
+            lambda: engine.run("docker", "info", cwd=folder).returncode,
+            lambda code: code == 0,
+            within=60,
+        )
+        yield engine
+    finally:
+        daemon.send_signal(signal.SIGTERM)  # it ends its containers, and its containerd
+        daemon.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
