@@ -128,6 +128,7 @@ refuse_to_leave_data_behind() {
 keep_settings() {
   [[ -z ${COMPOSE_FILE-} ]] || keep_setting COMPOSE_FILE "$COMPOSE_FILE"
   [[ -z ${HTTP_PORT-} ]] || keep_setting HTTP_PORT "$HTTP_PORT"
+  [[ -z ${WHALEFALL_TAG-} ]] || keep_setting WHALEFALL_TAG "$WHALEFALL_TAG"
   [[ -z ${COMPOSE_PROJECT_NAME-} ]] || keep_setting COMPOSE_PROJECT_NAME "$COMPOSE_PROJECT_NAME"
   keep_setting BASE_IMAGE "$BASE_IMAGE"
   keep_setting BUILD_SETTINGS_DIR "$BUILD_SETTINGS_DIR"
