@@ -14,9 +14,19 @@ from e2e.harness.scripts import Outcome, environment_of, run_script
 from e2e.harness.stack import ROOT, Stack, free_port
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if os.access(path, os.X_OK))
-ON_A_STACK = ["backup_jobstore.sh", "export_jobs.sh", "import_jobs.sh", "prove_once.sh", "reset_jobstore.sh"]
+ON_A_STACK = [
+    "backup_jobstore.sh",
+    "export_jobs.sh",
+    "failover_drill.sh",
+    "import_jobs.sh",
+    "prove_once.sh",
+    "reset_jobstore.sh",
+    "rotate_secrets.sh",
+]
 #: Of those that do harm.
 AGREED = {
+    "failover_drill.sh": ["--yes"],
+    "rotate_secrets.sh": ["--yes", "all"],
     "import_jobs.sh": [str(ROOT / "README.md"), "--yes"],
     "prove_once.sh": ["--yes"],
     "reset_jobstore.sh": ["--yes"],
@@ -85,6 +95,9 @@ def test_unknown_argument(script: str, argument: str) -> None:
 def test_unknown_argument_behind_a_good_one(script: str) -> None:
     good = {
         "up.sh": "--install-engine",
+        "doctor.sh": "--json",
+        "failover_drill.sh": "--yes",
+        "rotate_secrets.sh": "all",
         "test.sh": "--unit",
         "backup_jobstore.sh": "--json",
         "export_jobs.sh": "--json",

@@ -169,7 +169,7 @@ look_at_enable_scheduler() {
       *)
         finding error scheduler-disabled "ENABLE_SCHEDULER is '$value' in $SERVICE; accepted to switch it on: true, 1, yes" \
           "No scheduler runs there, on purpose: its API answers 409. Right for a surplus machine, wrong for the only one." \
-          "sed -i 's/^ENABLE_SCHEDULER=.*/ENABLE_SCHEDULER=true/' .env; docker compose up --detach" \
+          "echo ENABLE_SCHEDULER=true >> .env; docker compose up --detach" \
           runbooks/scheduler-api-409.md
         return
         ;;
