@@ -285,7 +285,7 @@ def test_many_containers_are_read_each(tmp_path: Path) -> None:
             lambda found: found == {(): on_record["success"]},
             within=SCRAPED_WITHIN_S,
         )
-        # What ended long ago is added to the totals, here by a clock that is an hour ahead: nothing lost, nothing doubled.
+        # What ended long ago is added to the totals, here by a clock an hour ahead: no count is lost or doubled.
         assert "True" in stack.execute("python3", "-c", ADD_TO_TOTALS, container=stack.container("web"))
         found = samples(client)
         assert {outcome: fires(found, outcome) for outcome in on_record} == on_record
