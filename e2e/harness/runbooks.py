@@ -6,6 +6,7 @@ A page's blocks run as they stand, in a checkout of the test's own; only what di
     <!-- situation: paused -->     the blocks from here on belong to that situation alone, until the next heading of
                                    level 2, or another such comment; `all` ends it too
     <!-- ends with 3 -->           the next block's exit code while the situation lasts, when it is not 0
+    <!-- on: the old machine -->   the next block is typed on another machine
     <!-- not run: reason -->       the next block is for reading
 """
 
@@ -35,7 +36,7 @@ PAGES = {
 }
 
 _LINE = re.compile(
-    r"^(?:## (?P<heading>.+)|<!-- (?P<steer>situation|ends with|not run):? (?P<value>.+?) -->|```(?P<language>\w+))$"
+    r"^(?:## (?P<heading>.+)|<!-- (?P<steer>situation|ends with|on|not run):? (?P<value>.+?) -->|```(?P<language>\w+))$"
 )
 
 
@@ -51,6 +52,8 @@ class Block:
     """The one situation of the page that it belongs to; None: all of them."""
     ends_with: int = 0
     """Its exit code while the situation lasts."""
+    machine: str | None = None
+    """The machine that it is typed on, where that is not the one that the page is about."""
     not_run: str | None = None
     """Why no test can run it."""
 
@@ -80,9 +83,16 @@ def blocks_of(path: Path) -> list[Block]:
                     break
                 body.append(inner)
             if match["language"] == "sh":
-                ends_with = int(above.pop("ends with", "0"))
-                reason = above.pop("not run", None)
-                found.append(Block(section, "\n".join(body), number, situation, ends_with, reason))
+                block = Block(
+                    section,
+                    "\n".join(body),
+                    number,
+                    situation,
+                    int(above.pop("ends with", "0")),
+                    above.pop("on", None),
+                    above.pop("not run", None),
+                )
+                found.append(block)
     return found
 
 
@@ -108,6 +118,8 @@ class Operator:
     checkout: Checkout
     replacing: Mapping[str, str] = field(default_factory=dict)
     """Further names of this very test in the place of those that the pages use."""
+    machines: Mapping[str, Operator] = field(default_factory=dict)
+    """Who types what is to be typed on another machine."""
 
     def follow(self, page: str, situation: str | None = None) -> Followed:
         """In the situation: Diagnosis works, Verification fails; after the Mitigation it passes. Their output."""
@@ -136,7 +148,8 @@ class Operator:
         """Run a block; its output. Fails with all it printed unless it ends as the page says."""
         if block.not_run is not None:
             return ""
-        code, output = self.shell(block.body)
+        typing = self.machines[block.machine] if block.machine else self
+        code, output = typing.shell(block.body)
         assert code == block.ends_with, f"{page}:{block.line}: ends with {code}, not {block.ends_with}\n{output}"
         return output
 

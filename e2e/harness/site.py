@@ -118,6 +118,23 @@ class Site:
 
 
 @contextmanager
+def bare_site(folder: Path, name: str, shape: Shape = "prod", **settings: str) -> Iterator[Site]:
+    """A checkout in `folder` with settings, and images that are built already, under names of its own; nothing is up.
+
+    `settings` as a person writes them into `.env`. All that came of it is removed in the end.
+    """
+    with checked_out(folder, f"whalefall-e2e-{name}-{os.getpid()}") as checkout:
+        # Names of their own for the images: a script that builds or removes some does no harm to other tests.
+        tag_images(checkout.project, shape)
+        made = Site(checkout)
+        chosen = {"COMPOSE_FILE": COMPOSE_FILES[shape][0]} if shape != "prod" else {}
+        # The base image is here: nobody waits for a registry that does not answer.
+        chosen |= {name: os.environ[name] for name in ("BASE_IMAGE", "BUILD_SETTINGS_DIR") if name in os.environ}
+        made.keep(HTTP_PORT=str(checkout.port), COMPOSE_PROJECT_NAME=checkout.project, **chosen, **settings)
+        yield made
+
+
+@contextmanager
 def site(
     folder: Path,
     name: str,
@@ -127,18 +144,12 @@ def site(
     prepare: Callable[[Site], None] = lambda _site: None,
     **settings: str,
 ) -> Iterator[Site]:
-    """A healthy deployment of the images that are built already, in a checkout in `folder`; removed in the end.
+    """The same, brought up and healthy.
 
-    `tasks`: drop-in modules beside the oracle's, by name; `prepare` is called before anything is started; `settings` as
-    a person writes them into `.env`.
+    `tasks`: drop-in modules beside the oracle's, by name; `prepare` is called before anything is started.
     """
-    with checked_out(folder, f"whalefall-e2e-{name}-{os.getpid()}") as checkout:
-        # Names of their own for the images: a script that builds or removes some does no harm to other tests.
-        tag_images(checkout.project, shape)
-        made = Site(checkout)
-        chosen = {"COMPOSE_FILE": COMPOSE_FILES[shape][0]} if shape != "prod" else {}
-        made.keep(HTTP_PORT=str(checkout.port), COMPOSE_PROJECT_NAME=checkout.project, **chosen, **settings)
-        make_secrets(checkout.folder, shape)
+    with bare_site(folder, name, shape, **settings) as made:
+        make_secrets(made.checkout.folder, shape)
         prepare(made)
         made.beside("python3", "-I", "-c", WRITE_TASKS, json.dumps({"oracle": TASKS, **(tasks or {})}))
         made.up()
