@@ -101,11 +101,18 @@ archive() {
   fi
 }
 
-take_in() {
-  [[ -n $host_path ]] || return 0
-  step "taking in and verifying the backup"
-  received=true
-  backup=$(archive | flask_with_input jobs receive-backup) || die "the backup was not taken in, the reason is above; nothing was changed"
+# The same that `restore` asks of it, before anything is stopped.
+check_backup() {
+  if [[ -n $host_path ]]; then
+    step "taking in and checking the backup"
+    received=true
+    backup=$(archive | flask_with_input jobs receive-backup) || die "the backup was not taken in, the reason is above; nothing was changed"
+  else
+    local found
+    step "checking the backup"
+    found=$(restore --check) || die "this cannot be restored, the reason is above; nothing was changed"
+    $undo || backup=$found # what `latest` means now
+  fi
 }
 
 restore() {
@@ -142,8 +149,8 @@ main() {
   see_what_runs
   trap clean_up EXIT
   trap 'exit 130' INT TERM
-  take_in
-  if $dry_run; then
+  check_backup
+  if $dry_run; then # which checks it by itself
     restore --dry-run "${json[@]}"
     return
   fi

@@ -85,9 +85,12 @@ def send_backup(*, backup: str) -> None:
 @as_json
 @one_line_errors
 def receive_backup(*, as_json: bool) -> None:
-    """Take a backup from standard input, as a tar, and verify it; it is kept for a restore."""
+    """Take a backup from standard input, as a tar, and check that it can be restored, for which it is kept."""
+    from app.services.operations.restore import check_restorable  # noqa: PLC0415 - rarely wanted, and brings much along
+
+    settings = current_runtime().settings
     with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as stream:
-        _print_backup(backup_archive.receive_backup(current_runtime().settings, stream), as_json)
+        _print_backup(backup_archive.receive_backup(settings, stream, check=check_restorable), as_json)
 
 
 @jobs.command("forget-received")

@@ -9,19 +9,19 @@ import click
 from app.cli.console import as_json, dry_run_option, iso, jobs, one_line_errors, print_json, print_table
 from app.ledger import failpoints
 from app.runtime import current_runtime
-from app.services.operations.backups import find_backup
 
 
 @jobs.command()
 @click.argument("backup", required=False)
 @click.option("--undo", is_flag=True, help="Bring back what was there before the last restore.")
+@click.option("--check", "only_check", is_flag=True, help="Only verify it, and that this release can restore it.")
 @dry_run_option
 @as_json
 @one_line_errors
-def restore(*, backup: str | None, undo: bool, dry_run: bool, as_json: bool) -> None:
+def restore(*, backup: str | None, undo: bool, only_check: bool, dry_run: bool, as_json: bool) -> None:
     """Put a backup of either kind into the place of the present stores, held until `release-hold`.
 
-    BACKUP is a folder, a name in userdata/backups/, or `latest`. Refused while any process uses the stores; scripts/
+    BACKUP is a folder, a name in userdata/backups/, or `latest` (of those that no restore made). Refused while any process uses the stores; scripts/
     restore_jobstore.sh stops the stack for it. What is there is backed up first; runs since the backup stay on record
     and are not run again. With --dry-run the stack may be running.
     """
@@ -33,7 +33,14 @@ def restore(*, backup: str | None, undo: bool, dry_run: bool, as_json: bool) -> 
     runtime = current_runtime()
     settings = runtime.settings
     failpoints.arm(settings.fail_points)
-    path = operation.backup_to_undo(settings) if backup is None else find_backup(settings, backup)
+    path = operation.backup_to_undo(settings) if backup is None else operation.find_restorable(settings, backup)
+    if only_check:
+        checked = operation.check_restorable(path)
+        if as_json:
+            print_json(checked.as_json())
+        else:
+            click.echo(checked.path)
+        return
     # A connection of this very process would hide the others' locks.
     runtime.jobstore.dispose()
     runtime.database.dispose()

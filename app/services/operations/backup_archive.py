@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tarfile
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -40,11 +41,11 @@ def send_backup(backup: Backup, stream: IO[bytes]) -> None:
                 archive.add(backup.path / name, f"{backup.path.name}/{name}", recursive=False, filter=_anonymous)
 
 
-def receive_backup(settings: Settings, stream: IO[bytes]) -> Backup:
-    """Takes a backup from a tar, compressed or not, into a folder of its own below `restores_folder`, and verifies it.
+def receive_backup(settings: Settings, stream: IO[bytes], *, check: Callable[[Path], Backup] = verify_backup) -> Backup:
+    """Takes a backup from a tar, compressed or not, into a folder of its own below `restores_folder`, and checks it.
 
-    OperationFailed, with nothing kept, for anything that is not one whole backup. Only plain files of one folder are
-    taken; no name leads out of it.
+    OperationFailed, with nothing kept, for anything that is not one whole backup, and what `check` raises. Only plain
+    files of one folder are taken; no name leads out of it.
     """
     folder = restores_folder(settings)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def receive_backup(settings: Settings, stream: IO[bytes]) -> Backup:
             _unpack(stream, target)
         except (tarfile.TarError, EOFError) as error:
             raise OperationFailed(f"what came in is no whole tar archive: {error}") from error
-        return verify_backup(target)
+        return check(target)
     except BaseException as error:
         shutil.rmtree(target, ignore_errors=True)  # the first error is the one to tell
         if isinstance(error, OSError):

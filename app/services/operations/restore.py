@@ -37,7 +37,15 @@ from app.ledger.nodes import LIVING, LockFile, list_nodes
 from app.ledger.one_store import refuse_other_store
 from app.services.health_service import HEARTBEAT_FRESH_S
 from app.services.operations.backup_archive import forget_stale, is_incoming, restores_folder
-from app.services.operations.backups import MANIFEST, Backup, back_up, backups_folder, verify_backup
+from app.services.operations.backups import (
+    MANIFEST,
+    Backup,
+    back_up,
+    backups_folder,
+    find_backup,
+    list_backups,
+    verify_backup,
+)
 from app.services.operations.failure import OperationFailed
 from app.services.operations.moved_note import refuse_moved_store
 from app.services.operations.restore_stage import Merged, fill, merge, remove_stage, seal, stage_files
@@ -65,6 +73,7 @@ _PAUSE_S = 0.2
 _ADVISORY_LOCK = 0x52455354  # "REST"
 _RECORD = "restored-"
 _KEPT_RECORDS = 20
+_BEFORE = "before the restore of "  # reason of the backup that is made of the present
 _HELD_BY = "restore "  # and the record's id: as long as that hold is there, nothing has fired in the restored store
 _KEY_TABLES: Mapping[Store, str] = {"jobstore": "runs", "app": "users"}
 """A table that every store of this app has, of any release."""
@@ -120,6 +129,19 @@ class Restored:
                 {**asdict(each), "first": each.first.isoformat(), "last": each.last.isoformat()} for each in self.due
             ],
         }
+
+
+def find_restorable(settings: Settings, name: str) -> Path:
+    """The backup that an operator means by a path, by a name below `backups/`, or by `latest`.
+
+    The latest that no restore made of what it was about to replace: the first attempt may have been interrupted.
+    """
+    if name != "latest":
+        return find_backup(settings, name)
+    for backup in list_backups(settings):
+        if not backup.manifest.reason.startswith(_BEFORE):
+            return backup.path
+    raise OperationFailed(f"there is no backup in {backups_folder(settings)}")
 
 
 def check_restorable(path: Path) -> Backup:
@@ -348,7 +370,7 @@ def _save_present(settings: Settings, backup: Backup, present: Record | None, te
     else:
         tell("backing up the present")
         kept = [Path(path) for path in (present.before if present else None,) if path]
-        saved = back_up(settings, reason=f"before the restore of {backup.path.name}", spare=[backup.path, *kept])
+        saved = back_up(settings, reason=_BEFORE + backup.path.name, spare=[backup.path, *kept])
         verify_backup(saved.path)
         before = str(saved.path)
         tell(f"the present is in {before}")

@@ -28,7 +28,7 @@ from app.ledger.holds import find_hold
 from app.runtime import Runtime
 from app.services.operations.backups import Backup, back_up, backups_folder, list_backups, verify_backup
 from app.services.operations.failure import OperationFailed
-from app.services.operations.restore import Restored, backup_to_undo, preview, restore
+from app.services.operations.restore import Restored, backup_to_undo, find_restorable, preview, restore
 from app.services.operations.store_swap import finish_swap
 from app.settings import Settings
 from app.triggers import parse_trigger
@@ -245,6 +245,15 @@ def test_a_restore_that_is_repeated_keeps_its_way_back(store: Store) -> None:
     assert store.restore(second.path).before == before, "nothing ran in between"
     store.restore(backup_to_undo(store.settings))
     assert {"one", "two"} <= store.job_ids()
+
+
+def test_the_latest_is_not_what_an_earlier_attempt_made_of_the_present(store: Store) -> None:
+    with pytest.raises(OperationFailed, match="there is no backup in"):
+        find_restorable(store.settings, "latest")
+    made = back_up(store.settings, reason="test")
+    store.restore(made.path)
+    assert list_backups(store.settings)[0].path != made.path
+    assert find_restorable(store.settings, "latest") == made.path
 
 
 def test_retention_spares_the_backup_that_is_restored(with_defaults: Runtime) -> None:
