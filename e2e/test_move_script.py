@@ -36,6 +36,19 @@ folder = pathlib.Path("/app/userdata/tasks")
 folder.mkdir(exist_ok=True)
 (folder / "oracle.py").write_text(sys.argv[1])
 """
+#: What the script says at each of its steps, in their order; the last ones are those of scripts/up.sh.
+STEPS = (
+    "building the images",
+    "making the secret .secrets/postgres_password",
+    "stopping the stack",
+    "starting PostgreSQL",
+    "copying everything into it",
+    "keeping the shape ha",
+    "everything was moved before",
+    "starting the shape ha",
+    "starting the stack",
+    "waiting until it is healthy",
+)
 READ_FIRES = "import pathlib; print(pathlib.Path('/app/userdata/fires.jsonl').read_text())"
 HASH_STORE = """
 import hashlib, pathlib
@@ -149,6 +162,36 @@ def kill_when_it_says(checkout: Checkout, words: str) -> None:
         else:
             raise AssertionError(f"it never said {words!r}:\n{told}")
         os.killpg(script.pid, signal.SIGKILL)
+
+
+@pytest.mark.faults_long
+@pytest.mark.timeout(1800)
+def test_killed_at_every_step_it_goes_on_from_there(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """Killed with all that it started at each of its steps, one after the other; the run after the last succeeds."""
+    folder = tmp_path_factory.mktemp("move-killed")
+    with checked_out(folder, f"whalefall-e2e-move-killed-{os.getpid()}") as checkout:
+        moving = Moving(checkout, "prod")
+        first = moving.start_jobs()
+        moving.fires_beyond(first - timedelta(seconds=1), 3)
+        for words in STEPS:
+            kill_when_it_says(checkout, words)
+            wait_until(
+                "the end of what it had started beside the stack", lambda: not one_off_containers(checkout), within=120
+            )
+        moved = checkout.run("scripts/move_to_postgres.sh", "--yes", "--json", env={})
+        assert moved.returncode == 0, moved.stderr
+        assert "everything was moved before" in moved.stderr
+        assert moved.stdout == "null\n", "what was moved was told by the run that moved it"
+        moving.service = "scheduler"
+        moving.wait_until_ready()
+        moving.fires_beyond(datetime.now(UTC), 3)
+        moving.judge(first, tmp_path)
+
+
+def one_off_containers(checkout: Checkout) -> list[Container]:
+    labels = [f"com.docker.compose.project={checkout.project}", "com.docker.compose.oneoff=True"]
+    found: list[Container] = docker.from_env().containers.list(filters={"label": labels})
+    return found
 
 
 @pytest.mark.timeout(900)

@@ -187,7 +187,14 @@ start_programs() {
 }
 
 wait_until_healthy() {
-  local deadline=$((SECONDS + HEALTHY_WITHIN_S))
+  local deadline=$((SECONDS + HEALTHY_WITHIN_S)) service
+  local -a found=()
+  if ! $supervised; then
+    for service in "${services[@]}"; do mapfile -t -O "${#found[@]}" found < <(containers_of "$service"); done
+    wait_until_containers_healthy "$HEALTHY_WITHIN_S" "${found[@]}" ||
+      die "$unhealthy_container is not healthy; its last words are above"
+    return
+  fi
   until is_healthy; do
     [[ $SECONDS -lt $deadline ]] || die "the stack is not healthy; docker compose logs $SERVICE says why"
     sleep 0.5
@@ -301,7 +308,9 @@ main() {
   esac
   $dry_run || take_lock
   local store=
-  if ! $soft; then
+  if $soft; then
+    [[ $(shape) == prod ]] || supervised=false
+  else
     see_what_runs
     store=$(flask_in_stack jobs set-aside --dry-run)
   fi
