@@ -21,9 +21,9 @@ from app.runtime import current_runtime
 def restore(*, backup: str | None, undo: bool, only_check: bool, dry_run: bool, as_json: bool) -> None:
     """Put a backup of either kind into the place of the present stores, held until `release-hold`.
 
-    BACKUP is a folder, a name in userdata/backups/, or `latest` (of those that no restore made). Refused while any process uses the stores; scripts/
-    restore_jobstore.sh stops the stack for it. What is there is backed up first; runs since the backup stay on record
-    and are not run again. With --dry-run the stack may be running.
+    BACKUP is a folder, a name in userdata/backups/, or `latest` (of those that no restore made). Refused while any
+    process uses the stores; scripts/restore_jobstore.sh stops the stack for it. What is there is backed up first; runs
+    since the backup stay on record and are not run again. With --dry-run the stack may be running.
     """
     if undo == (backup is not None):
         raise click.UsageError("say which backup, or --undo")
