@@ -130,7 +130,7 @@ def _report_old_store(jobstore: Engine) -> None:
     if inspect(jobstore).has_table(OLD_STORE_TABLE):
         logger.warning(
             "the job store holds the table %s of an older app: it is left as it is, its jobs do not run here; "
-            "name the tasks you need in SCHEDULER_TASKS_FILE",
+            "scripts/import_legacy_jobstore.sh --from-store takes them over",
             OLD_STORE_TABLE,
         )
 

@@ -9,8 +9,8 @@ import click
 
 from app.cli.console import as_json, dry_run_option, jobs, one_line_errors, print_json
 from app.runtime import current_runtime
+from app.scheduler import OLD_STORE_TABLE
 from app.services.operations import exports, legacy
-from app.services.operations.legacy.source import TABLE
 
 _WORDS: Mapping[str, tuple[str, str]] = {
     "add": ("added", "would be added"),
@@ -23,7 +23,7 @@ _WORDS: Mapping[str, tuple[str, str]] = {
 @jobs.command("import-legacy")
 @click.argument("file", type=click.File("rb"), required=False)
 @click.option("--from-store", is_flag=True, help="Instead of FILE: the table that an older app left in this job store.")
-@click.option("--table", default=TABLE, show_default=True, help="Name of the table.")
+@click.option("--table", default=OLD_STORE_TABLE, show_default=True, help="Name of the table.")
 @click.option(
     "--map", "pairs", multiple=True, metavar="FUNC=TASK", help="The task for a function or a job id. Repeatable."
 )

@@ -15,10 +15,9 @@ from sqlalchemy import Engine, inspect
 from sqlalchemy import text as sql
 
 from app.db.engines import read_transaction
+from app.scheduler import OLD_STORE_TABLE
 from app.services.operations.failure import OperationFailed
 
-TABLE = "apscheduler_jobs"
-"""APScheduler's own name of the table; an app may have chosen another."""
 MOST_JOBS = 10_000
 _MAGIC = b"SQLite format 3\0"
 _COMPANIONS = ("", "-wal", "-journal")
@@ -35,7 +34,7 @@ class LegacyRow:
     state: bytes
 
 
-def read_stream(stream: BinaryIO, folder: Path, *, table: str = TABLE) -> list[LegacyRow]:
+def read_stream(stream: BinaryIO, folder: Path, *, table: str = OLD_STORE_TABLE) -> list[LegacyRow]:
     """The rows of a SQLite file that comes as itself, or as a tar that holds it with what lies beside it.
 
     folder: where it is put while it is read; a container's /tmp may be too small. OperationFailed when it holds no such
@@ -50,7 +49,7 @@ def read_stream(stream: BinaryIO, folder: Path, *, table: str = TABLE) -> list[L
             raise OperationFailed(f"the file is no SQLite database that can be read: {error}") from error
 
 
-def read_present_store(jobstore: Engine, *, table: str = TABLE) -> list[LegacyRow]:
+def read_present_store(jobstore: Engine, *, table: str = OLD_STORE_TABLE) -> list[LegacyRow]:
     """The rows that an older app left in the very store that this stack works on."""
     _check_table_name(table)
     if not inspect(jobstore).has_table(table):
