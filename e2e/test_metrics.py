@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -19,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from e2e.harness.client import SCHEDULER, Client
 from e2e.harness.oracle import FINAL
+from e2e.harness.receiver import Receiver
 from e2e.harness.stack import ROOT, Shape, Stack, free_port
 from e2e.harness.waiting import wait_until
 
@@ -85,8 +87,18 @@ def observed_stack(
 
 
 @pytest.fixture(scope="module")
-def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Prometheus]]:
-    with observed_stack(tmp_path_factory.mktemp("metrics"), "prod", METRICS_TOKEN=TOKEN) as made:
+def alertmanager() -> Iterator[Receiver]:
+    """What stands in an Alertmanager's place: on the bridge's own address, which every container reaches."""
+    bridge = docker.from_env().networks.get("bridge")
+    with Receiver(bridge.attrs["IPAM"]["Config"][0]["Gateway"]) as listening:
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory, alertmanager: Receiver) -> Iterator[tuple[Stack, Prometheus]]:
+    managers = alertmanager.url("").removeprefix("http://").rstrip("/")
+    folder = tmp_path_factory.mktemp("metrics")
+    with observed_stack(folder, "prod", METRICS_TOKEN=TOKEN, ALERTMANAGERS=managers) as made:
         yield made
 
 
@@ -224,7 +236,7 @@ def test_the_state_of_the_stack(stack: Stack, read: Callable[[], Samples]) -> No
     assert total(read(), "whalefall_backup_age_seconds") < 600
 
 
-def test_prometheus_reads_them_and_raises_an_alert(stack: Stack, prometheus: Prometheus) -> None:
+def test_prometheus_reads_them_and_sends_an_alert(stack: Stack, prometheus: Prometheus, alertmanager: Receiver) -> None:
     expected = {"whalefall": 1, "whalefall_requests": 1}
     wait_until("the targets", prometheus.up, lambda up: up == expected, within=SCRAPED_WITHIN_S)
     (group,) = prometheus.api("rules")["groups"]
@@ -240,8 +252,17 @@ def test_prometheus_reads_them_and_raises_an_alert(stack: Stack, prometheus: Pro
         within=SCRAPED_WITHIN_S,
     )
     client.run_now("fails")
-    firing = 'ALERTS{alertname="WhalefallRunsFail", alertstate="firing", task="oracle_fail"}'
-    wait_until("the alert", lambda: prometheus.query(firing), within=2 * SCRAPED_WITHIN_S)
+
+    def sent() -> list[dict[str, Any]]:
+        alerts = [alert for request in alertmanager.received for alert in json.loads(request.body)]
+        return [alert for alert in alerts if alert["labels"]["alertname"] == "WhalefallRunsFail"]
+
+    (alert, *_) = wait_until("the alert", sent, within=2 * SCRAPED_WITHIN_S)
+    assert alert["labels"]["task"] == "oracle_fail"
+    assert alert["annotations"] == {
+        "summary": "Runs of oracle_fail failed",
+        "runbook": "runbooks/job-did-not-fire.md",
+    }
     assert not prometheus.query('ALERTS{alertname="WhalefallDown"}')
 
 

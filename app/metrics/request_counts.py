@@ -73,8 +73,16 @@ class Places:
 
 
 def _reserve(file: Path, size: int) -> None:
-    with file.open("ab") as opened:
-        os.posix_fallocate(opened.fileno(), 0, size)
+    if file.exists():  # of whoever had the place before
+        return
+    unfinished = file.with_suffix(".new")  # an empty file would fail those who read all of them
+    try:
+        with unfinished.open("wb") as opened:
+            os.posix_fallocate(opened.fileno(), 0, size)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+    unfinished.rename(file)
 
 
 class RequestCounts:

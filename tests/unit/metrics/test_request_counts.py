@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -118,6 +119,17 @@ def test_room_is_taken_before_it_is_used(folder: Path) -> None:
         state = (folder / f"{kind}_0.db").stat()
         assert state.st_size == size
         assert state.st_blocks * 512 >= size
+
+
+def test_where_no_room_is_left_nothing_is_left_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    counts = RequestCounts(folder=folder, node="n", program="web")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    counts.add(route="/a", method="GET", status="200", seconds=0.1)
+    assert [file.name for file in folder.iterdir()] == ["0.lock"]
+    assert total(folder, "/a") is None
 
 
 def test_all_routes_fit_into_the_room(folder: Path) -> None:
