@@ -30,9 +30,9 @@ import sqlite3
 query = "SELECT version_num FROM jobstore_schema_version"
 print(sqlite3.connect("/app/userdata/scheduler.db").execute(query).fetchone()[0])
 """
-#: Steps of an upgrade of the one container, as upgrade.sh counts them; one that goes on skips what is kept and backed up.
+#: Steps of an upgrade of the one container, as upgrade.sh counts them. One that goes on skips what is done.
 MIGRATE = 4
-RESUMED_REPLACE, RESUMED_VERIFY = 4, 5
+RESUMED_REPLACE, RESUMED_VERIFY = 4, 4
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_from_the_first_release_with_data_and_back(clone: Clone, tmp_path: Path)
 @pytest.mark.timeout(600)
 def test_a_release_that_does_not_start_is_taken_back_by_itself(clone: Clone) -> None:
     runs = clone.versions()
-    clone.tag_release("0.2.1", {"wsgi.py": ("application = create_app()", "sys.exit(7)")})
+    clone.tag_release("0.2.1", {"wsgi.py": ("application = create_app()", "sys.exit(GUNICORN_APP_LOAD_ERROR)")})
     clone.git("checkout", "--quiet", "v0.2.1~1")
     refused = clone.script("upgrade.sh", "v0.2.1", "--yes", code=1)
     assert "is not healthy" in refused.stderr

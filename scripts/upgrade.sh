@@ -157,9 +157,12 @@ make_images() {
 
 # Beside the running stack, which can go on in any case.
 migrate() {
+  migrated=$(field_under_way migrated)
+  [[ -z $migrated ]] || return 0
   step "migrating the databases"
   migrated=$(compose run --rm -T --no-deps "$SERVICE" python -m app.cli.migrate --usable-for "$1" --json < /dev/null) ||
     die "not upgraded, the reason is above; the databases are as they were, and ${running_version} runs on"
+  add_under_way migrated "$migrated"
 }
 
 # However the new release fails, the one before runs again.

@@ -6,7 +6,8 @@
 # shellcheck shell=bash
 
 readonly RELEASES_DIR=$ROOT/.releases
-# As long as a change is not done: kind=upgrade|rollback, from=ID, to=ID, count=SERVICE NUMBER for each, backup=PATH.
+# As long as a change is not done: kind=upgrade|rollback, from=ID, to=ID, count=SERVICE NUMBER for each, and what was done:
+# backup=PATH, migrated=JSON, drill=NAME.
 readonly UNDER_WAY=$RELEASES_DIR/under-way
 readonly VERSION_PATTERN='[0-9]+\.[0-9]+\.[0-9]+'
 readonly ID_PATTERN="^$VERSION_PATTERN-[0-9a-f]{12}\$"
@@ -221,6 +222,7 @@ app_image() {
 # begin_change upgrade|rollback FROM TO: notes them, and how many containers of each service run.
 begin_change() {
   local kept
+  [[ $(field_under_way kind) != "$1" || $(field_under_way from) != "$2" || $(field_under_way to) != "$3" ]] || return 0
   if [[ -f $UNDER_WAY ]]; then
     # Of a change that goes on, or is turned round: the numbers from before it began, and its backup.
     kept=$(grep -e '^count=' -e '^backup=' "$UNDER_WAY")
@@ -284,7 +286,6 @@ replace_all() {
 
 # A job really fires: a probe of a drill, made, fired and judged by the release that runs now. Sets fires, a line.
 verify_fire() {
-  local drill executor=default found
   local enabled
   fires=
   enabled=$(setting ENABLE_SCHEDULER true)
@@ -292,24 +293,37 @@ verify_fire() {
     warn "ENABLE_SCHEDULER is $enabled, so no job was seen to fire"
     return 0
   fi
-  if [[ $(in_stack flask jobs status --json) == *'"code": "held"'* ]]; then
-    warn "all jobs are held, so none was seen to fire"
-    return 0
-  fi
+  if probe; then return 0; fi
+  [[ $(in_stack flask jobs status --json) == *'"code": "held"'* ]] || return 1
+  warn "all jobs are held, so none was seen to fire"
+}
+
+# The drill's head start, and some fires.
+readonly PROBE_FIRES_WITHIN_S=8
+# One drill at a time: another one's, or one that was interrupted, ends by itself.
+readonly DRILL_WITHIN_S=75
+
+probe() {
+  local drill executor=default found deadline=$((SECONDS + DRILL_WITHIN_S))
+  for drill in $(field_under_way drill); do
+    in_stack flask jobs drill-stop "$drill" > /dev/null || true # gone with the release that made it, or ended
+  done
   [[ $(shape) != ha ]] || executor=celery # through a scheduler and a worker
-  drill=$(in_stack flask jobs drill-start --jobs 1 --minutes 1 --executor "$executor") || return 1
+  until drill=$(in_stack flask jobs drill-start --jobs 1 --minutes 1 --executor "$executor"); do
+    ((SECONDS < deadline)) || return 1
+    sleep 2
+  done
+  add_under_way drill "$drill"
   sleep "$PROBE_FIRES_WITHIN_S"
   in_stack flask jobs drill-stop "$drill" > /dev/null || return 1
   found=$(in_stack flask jobs drill-verdict "$drill") || {
     printf '%s\n' "$found" >&2
     return 1
   }
-  [[ $found =~ ^(proven: [1-9][0-9]* fires due, [1-9][0-9]* starts seen) ]] || {
+  [[ $found =~ ^proven:\ ([1-9][0-9]*\ fires\ due,\ [1-9][0-9]*\ starts\ seen) ]] || {
     warn "no job fired within $PROBE_FIRES_WITHIN_S s: $found"
     return 1
   }
   # shellcheck disable=SC2034 # for the report of whoever asked
-  fires=${BASH_REMATCH[1]#proven: }
+  fires=${BASH_REMATCH[1]}
 }
-# The drill's head start, and some fires.
-readonly PROBE_FIRES_WITHIN_S=8
