@@ -13,7 +13,7 @@ import pytest
 
 from e2e.harness.checkout import Checkout, checked_out
 from e2e.harness.client import SCHEDULER, Client
-from e2e.harness.stack import ROOT, SECRETS
+from e2e.harness.stack import ROOT, SECRETS, free_port
 from e2e.harness.waiting import wait_until
 
 
@@ -236,3 +236,38 @@ def test_a_stack_that_was_stopped_comes_back_with_its_data(
     client.log_in("admin", (checkout.folder / ".secrets/admin_password").read_text().strip())
     paused = wait_until("the paused job", lambda: {job["id"]: job["state"] for job in client.jobs()}, within=10)
     assert paused["purge_run_history"] == "STATE_PAUSED"
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("tls", "TLS_DIR is 'tls'; accepted: an absolute path"),
+        ("/nowhere", "TLS_DIR /nowhere has no tls.crt and tls.key"),
+    ],
+)
+def test_a_certificate_that_is_not_there_is_refused(checkout: Checkout, folder: str, said: str) -> None:
+    before = checkout.files()
+    assert_refused(checkout.up(env={"TLS_DIR": folder}), said)
+    assert checkout.files() == before
+
+
+def test_a_certificate_turns_https_on(checkout: Checkout, brought_up: subprocess.CompletedProcess[str]) -> None:
+    made = checkout.run("scripts/make_dev_cert.sh")
+    assert made.returncode == 0, made.stderr
+    folder, port = checkout.folder / ".secrets/tls", free_port()
+    done = checkout.up(env={"TLS_DIR": str(folder), "HTTPS_PORT": str(port)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("Address:  https://")
+    assert done.stdout.splitlines()[0].endswith(f":{port}/")
+    secure = Client(f"https://localhost:{port}", token=checkout.secret("api_token"))
+    secure.session.verify = str(folder / "tls.crt")
+    assert secure.get(f"{SCHEDULER}/jobs").status_code == 200
+    assert (
+        Client(f"http://localhost:{checkout.port}").get("/login").headers["Location"]
+        == f"https://localhost:{port}/login"
+    )
+
+    running = containers(checkout)
+    again = checkout.up(env={})
+    assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
+    assert containers(checkout) == running, "kept in .env"

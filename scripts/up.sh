@@ -28,6 +28,8 @@ healthy. Safe to run again: what exists stays, what did not change is not restar
 
 Settings come from the environment or from .env (every variable: env.example). Those given here are kept in .env:
   HTTP_PORT             the port to publish; 80 when not given
+  TLS_DIR               a folder with tls.crt and tls.key: https is on, and http leads to it
+  HTTPS_PORT            its port; 443 when not given
   COMPOSE_PROJECT_NAME  another name, for a second stack beside the first
 EOT
 }
@@ -53,14 +55,15 @@ parse_arguments() {
 
 # --- the machine -----------------------------------------------------------------------------------------------------
 
+# check_port VARIABLE PORT
 check_port() {
-  local port=$1 owner
+  local port=$2 owner
   if [[ ! $port =~ ^[0-9]{1,5}$ ]] || ((10#$port < 1 || 10#$port > 65535)); then
-    die "HTTP_PORT is '$port'; accepted: a port number from 1 to 65535"
+    die "$1 is '$port'; accepted: a port number from 1 to 65535"
   fi
   owner=$(compose ps --format '{{.Publishers}}' 2> /dev/null) || owner=""
   [[ $owner != *" $port "* ]] || return 0 # this very stack has it
-  port_is_free "$port" || die "port $port is taken by another program; free it, or choose one: HTTP_PORT=8080 scripts/up.sh"
+  port_is_free "$port" || die "port $port is taken by another program; free it, or choose one: $1=$((10#$port % 1000 + 8000)) scripts/up.sh"
 }
 
 # The stack at work, and a build: measured, and half as much again.
@@ -123,11 +126,34 @@ refuse_to_leave_data_behind() {
     die "the jobs of this project are in SQLite (volume $(project_name)_userdata); scripts/move_to_postgres.sh brings them into the shape ha"
 }
 
+# --- https -----------------------------------------------------------------------------------------------------------
+
+# With TLS_DIR the overlay for https follows the shape's compose file; that of another shape does not stay.
+use_certificate() {
+  local folder files overlay=compose/docker-compose.https.yml
+  folder=$(setting TLS_DIR)
+  [[ -n $folder ]] || return 0
+  [[ $folder =~ ^/[A-Za-z0-9/._@+-]*$ ]] ||
+    die "TLS_DIR is '$folder'; accepted: an absolute path of letters, digits and / . _ @ + -"
+  [[ -e $folder/tls.crt && -e $folder/tls.key ]] ||
+    die "TLS_DIR $folder has no tls.crt and tls.key; scripts/make_dev_cert.sh makes them for trying https out"
+  [[ $(shape) == prod ]] || overlay=compose/docker-compose.https-nginx.yml
+  files=$(setting COMPOSE_FILE compose/docker-compose.prod.yml)
+  if [[ $files == *docker-compose.https* ]]; then
+    export COMPOSE_FILE
+    COMPOSE_FILE=$(sed -E "s|docker-compose\.https(-nginx)?\.yml|${overlay#compose/}|" <<< "$files")
+  else
+    export COMPOSE_FILE=$files:$overlay
+  fi
+}
+
 # --- what the stack is made of ---------------------------------------------------------------------------------------
 
 keep_settings() {
   [[ -z ${COMPOSE_FILE-} ]] || keep_setting COMPOSE_FILE "$COMPOSE_FILE"
   [[ -z ${HTTP_PORT-} ]] || keep_setting HTTP_PORT "$HTTP_PORT"
+  [[ -z ${HTTPS_PORT-} ]] || keep_setting HTTPS_PORT "$HTTPS_PORT"
+  [[ -z ${TLS_DIR-} ]] || keep_setting TLS_DIR "$TLS_DIR"
   [[ -z ${WHALEFALL_TAG-} ]] || keep_setting WHALEFALL_TAG "$WHALEFALL_TAG"
   [[ -z ${COMPOSE_PROJECT_NAME-} ]] || keep_setting COMPOSE_PROJECT_NAME "$COMPOSE_PROJECT_NAME"
   keep_setting BASE_IMAGE "$BASE_IMAGE"
@@ -180,14 +206,17 @@ wait_until_healthy() {
   done
 }
 
+# Where people find it: over https where there is a certificate.
 address() {
-  local name
+  local name scheme=http port usual=80
   name=$(hostname -f 2> /dev/null) || name=localhost
-  if [[ $1 == 80 ]]; then
-    printf 'http://%s/\n' "$name"
-  else
-    printf 'http://%s:%s/\n' "$name" "$1"
+  port=$(setting HTTP_PORT 80)
+  if [[ -n $(setting TLS_DIR) ]]; then
+    scheme=https usual=443
+    port=$(setting HTTPS_PORT 443)
   fi
+  [[ $port != "$usual" ]] || port=
+  printf '%s://%s%s/\n' "$scheme" "$name" "${port:+:$port}"
 }
 
 main() {
@@ -196,10 +225,12 @@ main() {
   local port
   port=$(setting HTTP_PORT 80)
   [[ -z $wanted_shape ]] || use_shape "$wanted_shape"
+  use_certificate
 
   ensure_engine "$may_install"
   refuse_another_shape
-  check_port "$port"
+  check_port HTTP_PORT "$port"
+  [[ -z $(setting TLS_DIR) ]] || check_port HTTPS_PORT "$(setting HTTPS_PORT 443)"
   check_room
   prepare_build "$may_install"
   build_images
@@ -211,7 +242,7 @@ main() {
   wait_until_healthy
   step "healthy"
 
-  printf 'Address:  %s\nAdmin:    admin\nPassword: in the file %s\n' "$(address "$port")" "$SECRETS_DIR/admin_password"
+  printf 'Address:  %s\nAdmin:    admin\nPassword: in the file %s\n' "$(address)" "$SECRETS_DIR/admin_password"
 }
 
 main "$@"
