@@ -51,11 +51,10 @@ class Edit:
 
 @dataclass(frozen=True)
 class ClaimsAround:
-    """Claims around a stretch of time: the last before it, whether any fell into it, the first after it."""
+    """Claims around a stretch of time: the last one before it and the first one in it."""
 
     last_before: datetime | None
-    any_between: bool
-    first_after: datetime | None
+    first_between: datetime | None
 
 
 class FiresRepository:
@@ -66,7 +65,7 @@ class FiresRepository:
         self._database = database
 
     def rows_between(self, job_id: str, start: datetime, until: datetime, *, limit: int) -> list[Fire]:
-        """Up to `limit` rows of a job with a moment in [start, until), oldest first; folded ones that begin in it too."""
+        """Up to `limit` rows of a job with a moment in [start, until), oldest first; and folds that begin in it."""
         of_job = select(runs).where(runs.c.job_id == job_id, runs.c.kind.in_(("schedule", "manual")))
         inside = of_job.where(runs.c.scheduled_for >= to_us(start), runs.c.scheduled_for < to_us(until))
         found = self._fires(inside.order_by(runs.c.scheduled_for, runs.c.attempt, runs.c.run_id).limit(limit))
@@ -128,17 +127,14 @@ class FiresRepository:
         claimed = select(runs.c.claimed_at).where(runs.c.kind == "schedule").limit(1)
         first, last = run_id_floor(to_us(start)), run_id_floor(to_us(until))
         with read_transaction(self._jobstore) as connection:
-            before, between, after = (
+            before, between = (
                 connection.execute(query).scalar_one_or_none()
                 for query in (
                     claimed.where(runs.c.run_id < first).order_by(runs.c.run_id.desc()),
                     claimed.where(runs.c.run_id >= first, runs.c.run_id < last).order_by(runs.c.run_id),
-                    claimed.where(runs.c.run_id >= last).order_by(runs.c.run_id),
                 )
             )
-        return ClaimsAround(
-            None if before is None else from_us(before), between is not None, None if after is None else from_us(after)
-        )
+        return ClaimsAround(None if before is None else from_us(before), None if between is None else from_us(between))
 
     def edits(self, job_id: str, *, limit: int = 500) -> Sequence[Edit]:
         """The newest edits of a job that were accepted, oldest first."""

@@ -18,11 +18,13 @@ _MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(?P<second>:\d{2}(?:[.,]\
 
 @dataclass(frozen=True)
 class AskedTime:
-    """What was meant: the moments in [start, until), aware UTC. `is_day`: a whole day."""
+    """What was meant: the moments in [start, until), aware UTC. `is_day`: a whole day. `is_left_out`: a clock time that
+    a clock change skips; the offset before it counts."""
 
     start: datetime
     until: datetime
     is_day: bool = False
+    is_left_out: bool = False
 
 
 def asked_time(text: str, zone: ZoneInfo, now: datetime) -> AskedTime:
@@ -55,10 +57,10 @@ def asked_time(text: str, zone: ZoneInfo, now: datetime) -> AskedTime:
 
 def _window(moment: datetime, zone: ZoneInfo, precision_s: int) -> AskedTime:
     moment = moment.replace(microsecond=0)
-    first = last = moment
-    if moment.tzinfo is None:
-        first, last = (moment.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
-        if first.astimezone(UTC) > last.astimezone(UTC):  # skipped by a clock change: the offset before it counts
-            last = first
-    start = first.astimezone(UTC)
-    return AskedTime(start, last.astimezone(UTC) + timedelta(seconds=precision_s))
+    if moment.tzinfo is not None:
+        first = last = moment.astimezone(UTC)
+    else:
+        first, last = (moment.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    left_out = first > last
+    until = (first if left_out else last) + timedelta(seconds=precision_s)
+    return AskedTime(first, until, is_left_out=left_out)

@@ -6,6 +6,7 @@ Every sentence rests on something that is on record. Where nothing is, the expla
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from app.services.operations.explain_fire import LATE_AFTER, MARGIN, SHOWN, Fire
 from app.services.operations.explain_words import Answer, Words
 from app.services.operations.failure import OperationFailed
 from app.services.scheduler.job_views import job_zone
-from app.triggers import PreviewFire, describe, fires_between, preview
+from app.triggers import PreviewFire, describe, fires_between, fold_fires, preview
 
 ROWS_READ = 5000
+_SWITCHES = ("pause", "resume", "delete", "reload")
+"""Edits after which it is known whether a job is paused."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class _Explainer:
         if asked is None:
             answer = self._latest()
         else:
-            found = self._fires.rows_between(self._job_id, asked.start, asked.until, limit=ROWS_READ)
+            found = self._found(asked)
             answer = self._on_record(found, asked) if found else self._absent(asked)
         first, *others = answer.sentences
         # A sentence that holds for several fires is told once.
@@ -119,6 +122,18 @@ class _Explainer:
         )
 
     # What was asked
+
+    def _found(self, asked: AskedTime) -> list[Fire]:
+        found = self._fires.rows_between(self._job_id, asked.start, asked.until, limit=ROWS_READ)
+        if not found and self._jitter and self._moments(asked, limit=1):
+            # It is on record with its delay; the next one of the trigger may be there as well.
+            found = self._fires.rows_between(self._job_id, asked.start, asked.until + self._jitter, limit=1)
+        return found
+
+    @property
+    def _jitter(self) -> timedelta:
+        """By how much the trigger delays its moments at most."""
+        return timedelta(seconds=float(self._job.trigger.get("jitter") or 0)) if self._job else timedelta(0)
 
     def _latest(self) -> Answer:
         """The newest fire; or why there is none where the job should fire, or does not fire at all."""
@@ -183,6 +198,10 @@ class _Explainer:
                 return answer
         if job.next_run_time is not None and job.next_run_time <= moment:
             return self._unclaimed(moment)
+        if job.next_run_time is not None and moment + self._jitter >= job.next_run_time > self._now:
+            what = _N("%(moment)s 的触发被触发器随机延后（jitter），将在 %(at)s 进行。")
+            delayed = self._words.say(what, moment=self._words.at(moment), at=self._words.at(job.next_run_time))
+            return Answer("ahead", (delayed,))
         return (
             self._deleted_at(job, moment)
             or self._paused_at(job, moment)
@@ -193,14 +212,16 @@ class _Explainer:
     def _gaps(self, found: Sequence[Fire], asked: AskedTime) -> list[str]:
         """Of moments of the present trigger that have no row beside those that have one: why the first has none."""
         job = self._job
-        if job is None or not job.trigger or len(found) == ROWS_READ:
+        if job is None or not job.trigger or self._jitter or len(found) == ROWS_READ:
             return []
-        covered = [(fire.run.scheduled_from or fire.run.scheduled_for, fire.run.scheduled_for) for fire in found]
+        runs = sorted((fire.run for fire in found), key=lambda run: run.scheduled_for)
+        lasts = [run.scheduled_for for run in runs]
         for moment in self._moments(asked, limit=ROWS_READ):
             due = moment.astimezone(UTC)
             if due > self._now - LATE_AFTER:
                 break
-            if not any(first <= due <= last for first, last in covered):
+            at = bisect_left(lasts, due)
+            if at == len(runs) or due < (runs[at].scheduled_from or runs[at].scheduled_for):
                 answer = self._why_absent(job, due)
                 if answer.verdict in ("edited", "unknown", "purged", "before_creation"):
                     break  # the trigger was another one then: its moments were others
@@ -246,11 +267,11 @@ class _Explainer:
         return Answer("not_a_moment", tuple(sentences))
 
     def _dropped(self, job: Job, asked: AskedTime) -> PreviewFire | None:
-        for row in preview(job.trigger, 5, asked.start - timedelta(hours=3)):
-            at = datetime.fromisoformat(row.at).astimezone(UTC)
-            if row.change == "dropped" and asked.start - timedelta(hours=2) <= at < asked.until:
-                return row
-        return None
+        if not asked.is_left_out:
+            return None
+        rows = preview(job.trigger, 500, asked.start - timedelta(hours=3))
+        near = (row for row in rows if abs(datetime.fromisoformat(row.at) - asked.start) <= timedelta(hours=2))
+        return next((row for row in near if row.change == "dropped"), None)
 
     def _meant_utc(self, job: Job, asked: AskedTime) -> datetime | None:
         clock = asked.start.astimezone(self._words.zone).replace(tzinfo=UTC)
@@ -259,16 +280,17 @@ class _Explainer:
 
     def _nearest(self, job: Job, asked: AskedTime) -> list[str]:
         """The moments of the trigger right before and after."""
-        after = fires_between(job.trigger, asked.until, datetime(2199, 12, 31, tzinfo=UTC), 1)
-        before: list[datetime] = []
-        # In ever longer stretches, so that a job of every second and one of every year both come to an end soon.
-        for days in (1 / 24, 1, 8, 32, 370, 1500):
-            before = fires_between(job.trigger, asked.start - timedelta(days=days), asked.start, 5000)
-            if before:
+        plain = {name: value for name, value in job.trigger.items() if name != "jitter"}
+        after = fires_between(plain, asked.until, datetime(2199, 12, 31, tzinfo=UTC), 1)
+        before: datetime | None = None
+        # In ever longer stretches: the one before may be a second ago, or years.
+        for days in (1, 32, 400, 3000):
+            if found := fires_between(plain, asked.start - timedelta(days=days), asked.start, 1):
+                before = fold_fires(plain, found[0], asked.start - timedelta(microseconds=1))[1]
                 break
         sentences = []
-        if before:
-            sentences.append(self._words.say(_N("之前最近的时刻：%(at)s。"), at=self._words.at(before[-1])))
+        if before is not None:
+            sentences.append(self._words.say(_N("之前最近的时刻：%(at)s。"), at=self._words.at(before)))
         if after:
             sentences.append(self._words.say(_N("之后最近的时刻：%(at)s。"), at=self._words.at(after[0])))
         return sentences
@@ -282,7 +304,7 @@ class _Explainer:
     def _before_creation(self, job: Job, moment: datetime) -> Answer | None:
         if moment >= job.created_at:
             return None
-        what = _N("任务 %(job)s 在 %(at)s 才由 %(by)s 建立，当时还没有它。")
+        what = _N("任务 %(job)s 自 %(at)s 起才在任务库中（由 %(by)s 建立）；更早的这个时刻没有记录。")
         sentence = self._words.say(
             what, job=job.id, at=self._words.at(job.created_at), by=self._words.by(job.created_by)
         )
@@ -302,12 +324,12 @@ class _Explainer:
 
     def _paused_at(self, job: Job, moment: datetime) -> Answer | None:
         """By the audit log; where it knows nothing, by how the job stands."""
-        switches = [edit for edit in self._edits if edit.kind in ("pause", "resume")]
+        switches = [edit for edit in self._edits if edit.kind in _SWITCHES]
         before = next((edit for edit in reversed(switches) if edit.at <= moment), None)
         after = next((edit for edit in switches if edit.at > moment), None)
         if before is not None and before.kind == "pause":
             sentences = [self._paused_by(before)]
-            if after is not None:
+            if after is not None and after.kind == "resume":
                 sentences.append(self._resumed_by(after))
             return Answer("paused", tuple(sentences))
         if before is None and after is not None and after.kind == "resume":
@@ -378,7 +400,7 @@ class _Explainer:
         return Answer("finished", (self._words.say(what, job=job.id, trigger=trigger),))
 
     def _is_paused(self, told: dict[str, str]) -> str:
-        switches = [edit for edit in self._edits if edit.kind in ("pause", "resume")]
+        switches = [edit for edit in self._edits if edit.kind in _SWITCHES]
         if switches and switches[-1].kind == "pause":
             return self._paused_by(switches[-1])
         return self._words.say(_N("任务 %(job)s 已暂停（最后一次修改：%(at)s，%(by)s）。"), **told)
@@ -421,7 +443,7 @@ class _Explainer:
             return Answer("no_scheduler", (due, self._teller.no_scheduler()))
         claims = self._fires.claims_around(moment, self._now)
         names = ", ".join(sorted(node.name for node in self._teller.alive))
-        if claims.any_between:
+        if claims.first_between is not None:
             why = self._words.say(
                 _N("调度器 %(nodes)s 在运行，这段时间也认领了其他任务：执行器的位置都被占用，它在排队。"), nodes=names
             )

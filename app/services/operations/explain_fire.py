@@ -238,24 +238,30 @@ class FireTeller:
             return []
         if self._ended_a_hold(looked):
             return [self._words.say(_N("所有任务当时都被扣住；扣住在 %(at)s 解除。"), at=self._words.at(looked))]
-        there = [node for node in self._nodes if node.started_at <= due + MARGIN and node.heartbeat_at >= due - MARGIN]
-        lived_through = [node for node in there if node.heartbeat_at >= looked - MARGIN]
-        began = [node for node in self._nodes if due < node.started_at <= looked + MARGIN]
-        claims = self._fires.claims_around(due + LATE_AFTER, looked)
-        if claims.any_between:
-            what = _N("这段时间调度器认领过其他任务：执行器没有空位，它在排队。")
-            return [self._words.say(what), *self._busy(looked, run)]
-        if lived_through and not began:
+        claims = self._fires.claims_around(due, looked)
+        between = claims.first_between
+        if between is None:
+            return [self._why_nothing_was_claimed(due, looked, claims.last_before)]
+        queued = [
+            self._words.say(_N("这段时间调度器认领过其他任务：执行器没有空位，它在排队。")),
+            *self._busy(looked, run),
+        ]
+        if between - due <= MARGIN:
+            return queued
+        return [self._why_nothing_was_claimed(due, between, claims.last_before), *queued]
+
+    def _why_nothing_was_claimed(self, due: datetime, looked: datetime, last_claim: datetime | None) -> str:
+        """Why no scheduler claimed anything at all from `due` to `looked`."""
+        lived_through = [node for node in self._nodes if node.started_at <= due and node.heartbeat_at >= looked]
+        if lived_through:
             names = ", ".join(sorted(node.name for node in lived_through))
             what = _N(
                 "调度器 %(nodes)s 当时在运行，但从 %(due)s 到 %(looked)s 没有认领任何任务："
                 "它够不到任务库（数据库断开、被锁住或磁盘已满），或者进程被冻结。"
             )
-            return [self._words.say(what, nodes=names, due=self._words.at(due), looked=self._words.at(looked))]
-        return [self._nobody_there(due, looked, began, claims.last_before)]
-
-    def _nobody_there(self, due: datetime, looked: datetime, began: list[Node], last_claim: datetime | None) -> str:
-        gone = [node for node in self._nodes if node.started_at <= due and node.heartbeat_at < looked - MARGIN]
+            return self._words.say(what, nodes=names, due=self._words.at(due), looked=self._words.at(looked))
+        began = [node for node in self._nodes if due < node.started_at <= looked + MARGIN]
+        gone = [node for node in self._nodes if node.started_at <= due and node.heartbeat_at < looked]
         last = max(gone, key=lambda node: node.heartbeat_at, default=None)
         first = min(began, key=lambda node: node.started_at, default=None)
         if first is not None and last is not None:

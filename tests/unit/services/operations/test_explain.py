@@ -85,13 +85,14 @@ class World:
 
     def audit(self, action: str, at: datetime, job_id: str = "job", actor: str = "lin", status: int = 200) -> None:
         suffix = {"change_job": "", "delete_job": ""}.get(action, f"/actions/{action.partition('_')[0]}")
+        target = "actions/reload" if action == "reload_jobs" else f"{job_id}{suffix}"
         with write_transaction(self.runtime.database) as connection:
             add_audit(
                 connection,
                 at=to_us(at),
                 actor=actor,
                 action=f"scheduler.{action}",
-                target=f"/api/v1/scheduler/jobs/{job_id}{suffix}",
+                target=f"/api/v1/scheduler/jobs/{target}",
                 status=status,
                 address="",
                 request_id="",
@@ -185,6 +186,34 @@ def test_late_because_its_node_fell_silent(world: World) -> None:
         assert record_starts(connection, handed.tickets, owner="a2", node="a2", now=to_us(world.due + 9 * SECOND))
     assert [ticket.run_id for ticket in handed.tickets] == [ticket.run_id for ticket in tickets]
     says(world.ask(world.due), "9.0 s late", "fell silent before it began, and another one took it over")
+
+
+def test_late_because_of_a_restart_and_then_of_the_queue(world: World) -> None:
+    world.add()
+    world.add("other")
+    world.node("old", world.due - 5 * HOUR, world.due - SECOND, "stopped")
+    world.node("new", world.due + 30 * SECOND, world.due + 4 * HOUR)
+    world.start(world.claim(world.due + 31 * SECOND, "other").tickets, world.due + 31 * SECOND)
+    world.run(world.due + 50 * SECOND)
+    says(
+        world.ask(world.due),
+        "50.0 s late",
+        "No scheduler was alive: old was last heard of",
+        "and it queued",
+        "(other 1)",
+    )
+
+
+def test_a_fire_that_its_trigger_delays(world: World) -> None:
+    world.add(trigger={**HOURLY, "jitter": 900})
+    world.write(next_run_time=to_us(world.due + 600 * SECOND))
+    [ticket] = world.run(world.due + 600 * SECOND)
+    found = world.ask(world.due)
+    assert (found.verdict, found.run_ids) == ("success", (ticket.run_id,))
+    world.add("delayed", trigger={"type": "cron", "second": "*", "timezone": "UTC", "jitter": 900})
+    world.write("delayed", next_run_time=to_us(datetime.now(UTC) + 800 * SECOND))
+    just_now = (datetime.now(UTC) - SECOND).replace(microsecond=0)
+    says(world.ask(just_now, "delayed"), "The trigger delays its fires at random")
 
 
 def test_missed(world: World) -> None:
@@ -293,6 +322,19 @@ def test_paused_by_the_audit_log(world: World) -> None:
     assert world.ask(world.due + 2 * HOUR).verdict == "unknown"  # nothing explains that one, and it says so
 
 
+def test_a_reload_ends_a_pause(world: World) -> None:
+    world.add()
+    world.audit("pause_job", world.due - 3 * HOUR)
+    world.audit("reload_jobs", world.due - 2 * HOUR)
+    world.write(next_run_time=to_us(world.due + 5 * HOUR))
+    assert world.ask(world.due).verdict == "unknown"
+
+
+def test_the_moment_before_may_be_long_ago(world: World) -> None:
+    world.add(trigger={"type": "cron", "month": "2", "day": "29", "minute": "*", "timezone": "UTC"})
+    says(world.ask("2026-06-01 12:00"), "before: 2024-02-29 23:59:00+00:00", "after: 2028-02-29 00:00:00+00:00")
+
+
 def test_refused_requests_paused_nothing(world: World) -> None:
     world.add()
     world.audit("pause_job", world.due - HOUR, status=403)
@@ -387,7 +429,7 @@ def test_before_the_job_was_there(world: World) -> None:
     world.add()
     found = world.ask(world.due - 100 * HOUR)
     assert found.verdict == "before_creation"
-    says(found, "was only added at", "by user 1")
+    says(found, "is in the job store only since", "added by user 1")
 
 
 def test_older_than_what_is_kept(world: World) -> None:
