@@ -67,6 +67,25 @@ def test_jobs_go_out_and_come_back(stack: Stack, as_found: Path, tmp_path: Path)
     assert not client.job("sync_accounts")["is_paused"]
 
 
+@pytest.mark.faults_long
+def test_killed_at_every_step_it_is_all_or_nothing(stack: Stack, as_found: Path, tmp_path: Path) -> None:
+    client = stack.bearer()
+    ids = [f"many-{number}" for number in range(20)]
+    for job_id in ids:
+        client.create_job(job_id, "oracle_fire", {"trigger_type": "interval", "days": 1})
+    file = tmp_path / "jobs.yaml"
+    run_on(stack, EXPORT, "--output", str(file))
+    for step, is_applied in ((1, False), (2, False), (3, True), (4, True)):
+        for job_id in ids:
+            client.data("POST", f"{SCHEDULER}/jobs/{job_id}/actions/pause")
+        environment = environment_of(stack) | {"FAIL_AT_STEP": str(step)}
+        killed = run_script(IMPORT, str(file), "--yes", environment=environment)
+        assert killed.code == -9, f"step {step}: {killed}"
+        assert {job["is_paused"] for job in client.jobs() if job["id"] in ids} == {not is_applied}, f"step {step}"
+        run_on(stack, IMPORT, str(file), "--yes")
+        assert {job["is_paused"] for job in client.jobs() if job["id"] in ids} == {False}
+
+
 def test_bad_input_changes_nothing(stack: Stack, as_found: Path, tmp_path: Path) -> None:
     client = stack.bearer()
     client.create_job("hourly", "oracle_fire", {"trigger_type": "cron", "cron_expression": "17 * * * *"})

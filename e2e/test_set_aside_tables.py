@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,6 +130,25 @@ def test_killed_and_run_again(deployment: Deployment, step: str) -> None:
             for table in METADATA["jobstore"].sorted_tables:
                 connection.execute(delete(table))
     assert_set_aside(deployment, before)
+
+
+def test_history_comes_back_without_what_the_server_cannot_hold(deployment: Deployment) -> None:
+    """Of a file that was damaged since, or of a SQLite store: one garbled row costs the others nothing."""
+    before = deployment.contents()["runs"]
+    done = deployment.set_aside()
+    assert done.code == 0, done
+    with closing(sqlite3.connect(deployment.asides()[0] / "scheduler.db")) as aside:
+        garbled, torn = (row[0] for row in aside.execute("SELECT run_id FROM runs ORDER BY run_id LIMIT 2"))
+        aside.execute("UPDATE runs SET count = 'garbled' WHERE run_id = ?", (garbled,))
+        aside.execute("UPDATE runs SET reason = ? WHERE run_id = ?", ("torn\0text", torn))
+        aside.commit()
+    carried = deployment.flask("carry-history", "--json")
+    assert carried.code == 0, carried
+    [told] = json.loads(carried.stdout)
+    after = {row["run_id"]: row for row in deployment.contents()["runs"]}
+    assert told["runs"] == len(after) == len(before) - 1
+    assert garbled not in after
+    assert after[torn]["reason"] == "torn\\x00text"
 
 
 def test_refused_while_a_scheduler_lives(deployment: Deployment) -> None:
