@@ -201,6 +201,13 @@ def test_every_alert_links_a_page_that_is_there() -> None:
         assert (PROJECT_ROOT / rule["annotations"]["runbook"]).is_file(), rule["alert"]
 
 
+def test_every_alert_is_tried() -> None:
+    (group,) = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    tried = "".join(file.read_text(encoding="utf-8") for file in RULES.parent.with_name("tests").glob("*.yml"))
+    for rule in group["rules"]:
+        assert f'alertname="{rule["alert"]}", alertstate="firing"' in tried, rule["alert"]
+
+
 def test_the_page_tells_of_every_metric_and_alert(runtime: Runtime) -> None:
     page = (PROJECT_ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     told = {family.name for family in Deployment(runtime).collect()}
