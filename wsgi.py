@@ -17,7 +17,10 @@ GUNICORN_APP_LOAD_ERROR = 4  # makes Gunicorn's master give up at once instead o
 try:
     application = create_app()
 except (SettingsError, DefaultJobsError, DamagedDatabase, NewerSchema, StoreUnusable) as error:
-    # Mistakes of whoever operates it: one line says what to do; a traceback would bury it. Gunicorn's own log is set up
-    # already; under `flask`, which has none, this goes to standard error as it is.
-    logging.getLogger("gunicorn.error").critical("%s", error)
+    # Mistakes of whoever operates it: one line says what to do; a traceback would bury it.
+    log = logging.getLogger("gunicorn.error")
+    if log.handlers:
+        log.critical("%s", error)
+    else:  # not under Gunicorn: whoever typed a command reads it
+        sys.stderr.write(f"{error}\n")
     sys.exit(GUNICORN_APP_LOAD_ERROR)

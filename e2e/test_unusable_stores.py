@@ -158,7 +158,7 @@ def test_a_server_that_is_still_starting_is_waited_for(server: PostgresServer, u
                 START, cwd=ROOT, env=machine.environment, stdout=output, stderr=subprocess.STDOUT
             )
             held.callback(process.kill)
-            wait_until("a line", log.read_text, lambda text: "variable=JOBSTORE_URL" in text, within=40)
+            wait_until("a line", log.read_text, lambda text: '"variable": "JOBSTORE_URL"' in text, within=40)
             server.container.unpause()
             assert process.wait(timeout=60) == 0, log.read_text()
     finally:
@@ -166,7 +166,7 @@ def test_a_server_that_is_still_starting_is_waited_for(server: PostgresServer, u
         if server.container.status == "paused":
             server.container.unpause()
     attempts = [line for line in log.read_text().splitlines() if "waiting for the database" in line]
-    assert all("attempt=" in line and "cause=" in line for line in attempts), attempts
+    assert all('"attempt": ' in line and '"cause": ' in line for line in attempts), attempts
     assert PASSWORD not in log.read_text()
 
 
