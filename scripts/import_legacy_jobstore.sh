@@ -100,7 +100,7 @@ main() {
     import_in_stack --dry-run >&2
     confirm "Take over these jobs?"
   fi
-  step "taking over the jobs of ${file:-this stack\'s own older store}"
+  step "taking over the jobs of ${file:-an older app in the job store}"
   import_in_stack "${json[@]}"
   step "done; stop the older app for good, or both will fire"
 }

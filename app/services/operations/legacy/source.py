@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sqlite3
 import tarfile
 import tempfile
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ _MAGIC = b"SQLite format 3\0"
 _COMPANIONS = ("", "-wal", "-journal")
 """What belongs to a SQLite file that was not closed in order; without it the newest changes would be missing."""
 _CHUNK = 1 << 20
+_PLACE = ".legacy-"
+_LEFT_AFTER_S = 3600
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ def read_stream(stream: BinaryIO, folder: Path, *, table: str = OLD_STORE_TABLE)
     table, OSError when there is no room.
     """
     _check_table_name(table)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".legacy-") as place:
+    _remove_what_was_left(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_PLACE) as place:
         file = _receive(stream, Path(place))
         try:
             return _read_file(file, table)
@@ -61,6 +66,13 @@ def read_present_store(jobstore: Engine, *, table: str = OLD_STORE_TABLE) -> lis
 
 # The name of the table is checked: letters, digits and '_'.
 _SELECT = 'SELECT id, next_run_time, job_state FROM "{table}" ORDER BY id LIMIT ' + str(MOST_JOBS + 1)  # noqa: S608
+
+
+def _remove_what_was_left(folder: Path) -> None:
+    """Copies of imports that were killed; one that is at work is younger."""
+    for place in folder.glob(f"{_PLACE}*"):
+        if time.time() - place.stat().st_mtime > _LEFT_AFTER_S:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _check_table_name(table: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import sqlite3
 import tarfile
+import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -306,6 +308,17 @@ def test_a_tar_with_what_is_in_the_wal(here: Runtime, old_app: OldApp) -> None:
     [row] = legacy.read_stream(packed, here.settings.userdata_dir)
     assert (row.id, row.has_next_run) == ("in-wal", False)
     assert list(here.settings.userdata_dir.glob(".legacy-*")) == []
+
+
+def test_the_copy_of_an_import_that_was_killed_goes_with_the_next(here: Runtime, old_app: OldApp) -> None:
+    left, at_work = (here.settings.userdata_dir / f".legacy-{name}" for name in ("left", "at-work"))
+    for place in (left, at_work):
+        place.mkdir()
+        (place / "store.db").write_bytes(b"x")
+    os.utime(left, (time.time() - 7200,) * 2)
+    _rows(here, old_app)
+    assert not left.exists()
+    assert at_work.exists()
 
 
 @pytest.mark.parametrize(
