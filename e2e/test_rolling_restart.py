@@ -120,6 +120,8 @@ def roll(stack: Stack, *services: str) -> None:
         assert len(after[service]) == len(before[service]), service
         replaced = not (after[service] & before[service])
         assert replaced == (not services or service in services), service
+    stack.up()
+    assert containers(stack, *DOUBLED, *SINGLE) == after, "a plain `up` would replace them once more"
     assert load.failures == []
     assert sum(load.answers.values()) >= REQUESTS_PER_S * took * 0.9, "the load was not what it should be"
     watch.check()

@@ -200,6 +200,9 @@ def test_killed_at_every_step_of_the_way_there_and_back(
                 number += 1
             assert number > 4
             assert len(clone.versions()) == 1
+            now = {str(one.id) for one in clone.containers()}
+            clone.compose("up", "--detach", "--no-build")
+            assert {str(one.id) for one in clone.containers()} == now, "a plain `up` would replace them once more"
             wait_until(
                 "as many containers as before",
                 lambda: {service: len(clone.containers(service)) for service in numbers},

@@ -172,9 +172,9 @@ go_back() {
   keep_use
   if replace_all && verify_fire; then
     rm -f "$UNDER_WAY"
-    die "the new release does not work here, the reason is above; $1 runs again. Nothing was lost: the backup from before is $backup"
+    die "$2 does not work here, the reason is above; $1 runs again. Nothing was lost: the backup from before is $backup"
   fi
-  printf '%s: %s\n' "${0##*/}" "the new release does not work here, and $1 does not either; the reasons are above. The backup from before is $backup" >&2
+  printf '%s: %s\n' "${0##*/}" "$2 does not work here, and $1 does not either; the reasons are above. The backup from before is $backup" >&2
   exit 3
 }
 
@@ -257,9 +257,9 @@ main() {
   migrate "$revisions"
   keep_use
   step "replacing the containers"
-  replace_all || go_back "$from"
+  replace_all || go_back "$from" "$to"
   step "verifying: a job must fire"
-  verify_fire || go_back "$from"
+  verify_fire || go_back "$from" "$to"
   step "done"
   [[ $from == "$to" ]] || note previous "$from"
   note current "$to"

@@ -187,10 +187,11 @@ def cloned(folder: Path, name: str) -> Iterator[Clone]:
         yield clone
     finally:
         clone.run("docker", "compose", "down", "--volumes", "--remove-orphans", "--timeout", "5", env={})
+        made = {project, *clone.ids, *(kept.name for kept in (folder / ".releases").glob("*-*"))}
         client = docker.from_env()
         for image in client.images.list(filters={"reference": "whalefall/*"}):
             for tag in image.tags:
-                if tag.rpartition(":")[2] in {project, *clone.ids}:
+                if tag.rpartition(":")[2] in made:
                     client.images.remove(tag)
 
 

@@ -67,8 +67,9 @@ replace_doubled() {
   healthy_without "${present[@]}" -- || return 1
 }
 
+# Not with --no-deps: Compose would make containers that it takes for outdated at the next plain `up`.
 scale_service() {
-  compose up --detach --no-build --no-deps --no-recreate --scale "$1=$2" "$1" >&2 < /dev/null || {
+  compose up --detach --no-build --no-recreate --scale "$1=$2" "$1" >&2 < /dev/null || {
     warn "no further $1 could be started; the reason is above"
     return 1
   }
