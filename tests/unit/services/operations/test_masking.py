@@ -71,6 +71,18 @@ def test_a_known_secret_with_quotes_and_other_letters_in_json() -> None:
         assert "wort" not in masker.mask(text)
 
 
+def test_a_known_secret_of_which_a_url_or_a_page_escapes_some_letters() -> None:
+    masker = Masker(["a b/c&d é+f"])
+    for text in (
+        "GET /a%20b/c&d%20%C3%A9+f 404",
+        "?x=a+b%2fc%26d+%c3%a9%2Bf",
+        "a b/c&amp;d \u00e9+f",
+        json.dumps(json.dumps("a b/c&d é+f")),
+    ):
+        assert "b/c" not in masker.mask(text), text
+        assert "b%2fc" not in masker.mask(text), text
+
+
 def test_each_line_of_a_known_secret() -> None:
     assert Masker(["first line\nsecond line\n"]).mask("a second line b") == "a *** b"
 
