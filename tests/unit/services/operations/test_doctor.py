@@ -78,7 +78,7 @@ def test_every_finding_is_provoked_by_a_test() -> None:
     tests = Path(__file__).read_text() + "".join(path.read_text() for path in (ROOT / "e2e").glob("test_doctor*.py"))
     ids = set(CATALOGUE) | set(re.findall(r"finding (?:error|warning|note) ([\w-]+) ", HOST_FINDINGS))
     # The disk of the engine itself is shared with everything else on the machine: no test fills it.
-    shared = set(["host-disk-full", "host-disk-low"])
+    shared = {"host-disk-full", "host-disk-low"}
     assert {name for name in ids - shared if f'"{name}"' not in tests} == set()
 
 
