@@ -150,6 +150,14 @@ def test_only_modern_protocols(https: HttpsStack, version: ssl.TLSVersion, ciphe
     assert str(refused.value.reason).endswith(reason), "nginx refuses, not this client"
 
 
+def test_the_metrics_tell_when_it_expires(https: HttpsStack) -> None:
+    (network,) = https.container().attrs["NetworkSettings"]["Networks"].values()
+    told = Client(f"http://{network['IPAddress']}:8081").get("/metrics?collect[]=deployment").text
+    [expiry] = re.findall(r"^whalefall_certificate_expiry_timestamp_seconds (\S+)$", told, re.MULTILINE)
+    shown = x509.load_pem_x509_certificate((https.tls / "tls.crt").read_bytes())
+    assert float(expiry) == shown.not_valid_after_utc.timestamp()
+
+
 def test_a_renewal_is_taken_up_without_a_restart(https: HttpsStack) -> None:
     """Under requests, none of which fails; what cannot be used is refused, and the one before stays in use."""
     old_certificate, old_key = (https.tls / "tls.crt").read_bytes(), (https.tls / "tls.key").read_bytes()
