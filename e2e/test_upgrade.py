@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from app.version import VERSION
 from e2e.harness.client import Client
 from e2e.harness.releases import Clone, first_release
+from e2e.harness.runbooks import Operator
 from e2e.harness.scripts import run_script
 from e2e.harness.small_volume import FILL, FILLER
 from e2e.harness.sqlite_lock import APP_DATABASE, JOB_STORE
@@ -32,7 +34,8 @@ print(sqlite3.connect("/app/userdata/scheduler.db").execute(query).fetchone()[0]
 """
 #: Steps of an upgrade of the one container, as upgrade.sh counts them. One that goes on skips what is done.
 MIGRATE = 4
-RESUMED_REPLACE, RESUMED_VERIFY = 4, 4
+RESUMED_REPLACE = 4
+UPGRADED = re.compile(r"^upgraded: (\S+) to (\S+)\nbackup:   (\S+)\nverified: \d+ fires due", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,7 @@ def refuses_a_full_disk(clone: Clone) -> None:
 @pytest.mark.timeout(900)
 def test_from_the_first_release_with_data_and_back(clone: Clone, tmp_path: Path) -> None:
     clone.take_present_tree()
+    operator = Operator(clone, {"v0.3.0": "present", "0.3.0": VERSION})
     planned = clone.script("upgrade.sh", "--local", "--dry-run")
     assert "Would upgrade the stack" in planned.stdout
     assert "1 whalefall" in planned.stdout
@@ -100,26 +104,25 @@ def test_from_the_first_release_with_data_and_back(clone: Clone, tmp_path: Path)
     jobs = {job["id"]: job["trigger_args"] for job in clone.client().jobs()}
     assert clone.killed_at_step(RESUMED_REPLACE, "upgrade.sh", "--local", "--yes")
     goes_on(clone)
-    assert clone.killed_at_step(RESUMED_VERIFY, "upgrade.sh", "--local", "--yes")
-    result = json.loads(clone.script("upgrade.sh", "--local", "--yes", "--json").stdout)
-    assert result["from"].startswith("0.1.0-")
-    assert result["fires"].endswith("starts seen")
-    assert clone.versions() == {result["to"]} == {clone.settings()["WHALEFALL_TAG"]}
+    done = operator.follow("upgrade-and-rollback", "another release")
+    old, new, backup = UPGRADED.findall(done.mitigation)[0]
+    assert old.startswith("0.1.0-")
+    assert clone.versions() == {new} == {clone.settings()["WHALEFALL_TAG"]}
     migrated = schema(clone)
     assert migrated > "0002"
-    clone.in_app("flask", "jobs", "verify", result["backup"])
+    clone.in_app("flask", "jobs", "verify", backup)
     assert {job["id"]: job["trigger_args"] for job in clone.client().jobs()} == jobs
     assert {row["run_id"] for row in clone.client().history(JOB)} > before
     log_in(clone)
     again = clone.script("upgrade.sh", "--local", "--yes")
-    assert f"{result['to']} runs already" in again.stderr
+    assert f"{new} runs already" in again.stderr
 
     assert clone.killed_at_step(2, "rollback.sh", "--yes")
-    done = clone.script("rollback.sh", "--yes")
-    assert done.stdout.startswith(f"back:     from {result['to']} to {result['from']}")
-    assert clone.versions() == {result["from"]}
+    done = operator.follow("upgrade-and-rollback", "the release before")
+    assert f"back:     from {new} to {old}" in done.mitigation
+    assert clone.versions() == {old}
     assert schema(clone) == migrated, "a way back leaves the databases alone"
-    assert clone.settings()["COMPOSE_FILE"].startswith(f".releases/{result['from']}/compose/docker-compose.prod.yml:")
+    assert clone.settings()["COMPOSE_FILE"].startswith(f".releases/{old}/compose/docker-compose.prod.yml:")
     log_in(clone)
     goes_on(clone)
     verdict = clone.judge(first, JOB, folder=tmp_path)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e.harness.checkout import Checkout
 from e2e.harness.waiting import wait_until
 
 START = """
@@ -22,22 +23,25 @@ exec dockerd --data-root "$1/data" --exec-root "$1/exec" --pidfile "$1/pid" --ho
 """
 
 
-@dataclass(frozen=True)
-class IsolatedEngine:
-    """A running engine; what is run through it is in its network namespace, too."""
+@dataclass
+class IsolatedEngine(Checkout):
+    """A running engine, as a machine that somebody works at: what is run is in its network namespace, too.
 
-    folder: Path
+    `folder` is where they are, at first; `state` holds what is the engine's own.
+    """
+
+    state: Path
     pid: int
 
     def run(
-        self, *command: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 300.0
+        self, *command: str, env: Mapping[str, str] | None = None, timeout: float = 300.0, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run without a terminal, in the namespace, on this engine."""
         kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
         return subprocess.run(
             ["nsenter", f"--net=/proc/{self.pid}/ns/net", *command],
-            cwd=cwd,
-            env=kept | {"DOCKER_HOST": f"unix://{self.folder}/engine.sock"} | dict(env or {}),
+            cwd=cwd or self.folder,
+            env=kept | {"DOCKER_HOST": f"unix://{self.state}/engine.sock"} | dict(env or {}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -45,9 +49,9 @@ class IsolatedEngine:
             check=False,
         )
 
-    def output(self, *command: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
+    def output(self, *command: str, cwd: Path | None = None) -> str:
         """The same; its standard output. Fails with all it printed."""
-        done = self.run(*command, cwd=cwd or self.folder, env=env)
+        done = self.run(*command, cwd=cwd)
         print(f"\n{' '.join(command)[:200]}: exit {done.returncode}\n{done.stderr}{done.stdout}")
         assert done.returncode == 0, f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -58,15 +62,17 @@ def isolated_engine(folder: Path) -> Iterator[IsolatedEngine]:
     """An engine with nothing in it, removed in the end with all it holds. Skips where a test may not make one."""
     if os.geteuid() != 0 or not all(shutil.which(name) for name in ("dockerd", "unshare", "nsenter", "ip")):
         pytest.skip("an engine of the test's own needs root, dockerd, unshare, nsenter and ip")
-    folder.mkdir(parents=True, exist_ok=True)
+    state, home = folder / "engine", folder / "home"
+    state.mkdir()
+    home.mkdir()
     daemon = subprocess.Popen(
-        ["unshare", "--net", "sh", "-ec", START, "sh", str(folder)], stdin=subprocess.DEVNULL, start_new_session=True
+        ["unshare", "--net", "sh", "-ec", START, "sh", str(state)], stdin=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        engine = IsolatedEngine(folder, daemon.pid)
+        engine = IsolatedEngine(home, "whalefall", 80, state, daemon.pid)
         wait_until(
             "the engine's answer",
-            lambda: engine.run("docker", "info", cwd=folder).returncode,
+            lambda: engine.run("docker", "info").returncode,
             lambda code: code == 0,
             within=60,
         )
@@ -74,4 +80,4 @@ def isolated_engine(folder: Path) -> Iterator[IsolatedEngine]:
     finally:
         daemon.send_signal(signal.SIGTERM)  # it ends its containers, and its containerd
         daemon.wait(timeout=60)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(state, ignore_errors=True)
