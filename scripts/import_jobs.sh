@@ -83,6 +83,11 @@ main() {
   fi
   take_lock
   local diff plan before result
+  if [[ $file == latest && -z $content ]]; then
+    # By its name: the newest one is about to be the one that is written below.
+    file=$(in_stack flask jobs apply-export latest --dry-run --json | sed -n 's/.*"path": "[^"]*\/\([^"/]*\)".*/\1/p')
+    [[ -n $file ]] || die "the stack does not say which export is the latest; name it"
+  fi
   diff=$(apply_export --diff)
   plan=${diff##*$'\n'plan: }
   if [[ $plan == "$diff" ]]; then
