@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -185,7 +186,8 @@ def test_docker_stop_drains_in_order(private_stack: MakeStack) -> None:
     ended = state(stack)["State"]
     assert ended["ExitCode"] == 0
     assert ended["OOMKilled"] is False
-    stopped = [line.split("stopped: ")[1].split(" ")[0] for line in log_of(stack).splitlines() if " stopped: " in line]
+    told = [json.loads(line)["message"] for line in log_of(stack).splitlines()]
+    stopped = [message.split(" ")[1] for message in told if message.startswith("stopped: ")]
     assert stopped == ["nginx", "whalefall_web", "whalefall_scheduler"]
     stack.compose("start", SERVICE)
     stack.wait_until_ready()
