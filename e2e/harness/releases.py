@@ -26,6 +26,7 @@ from e2e.harness.waiting import wait_until
 
 FIRST_RELEASE = "v0.1.0"
 RELEASE_ID = re.compile(r"\b\d+\.\d+\.\d+-[0-9a-f]{12}\b")
+STEP = re.compile(r"^\[ *\d+s\] (.*)$", re.MULTILINE)
 #: The oracle's tasks in the volume itself: what up.sh brings up mounts nothing else.
 TASKS = (
     (ROOT / "e2e" / "tasks" / "oracle.py").read_text().replace('"/oracle/fires.jsonl"', '"/app/userdata/fires.jsonl"')
@@ -167,13 +168,30 @@ class Clone(Checkout):
 
     def killed_at_step(self, number: int, name: str, *arguments: str) -> bool:
         """Runs a script that is killed where it would begin that step; whether it had so many."""
+        return self._run_until(number, name, *arguments)[0]
+
+    def kill_at_every_step(self, name: str, *arguments: str) -> Iterator[list[str]]:
+        """Runs a script that is killed, again and again, so that each run gets one step further; what each run did.
+
+        What a run skips because it is done does not count as a step, so each is killed at the same number until that
+        brings nothing more.
+        """
+        number, before = 1, None
+        while True:
+            was_killed, told = self._run_until(number, name, *arguments)
+            if not was_killed:
+                return
+            yield told
+            number, before = (number + 1, None) if told == before else (number, told)
+
+    def _run_until(self, number: int, name: str, *arguments: str) -> tuple[bool, list[str]]:
+        """Whether it was killed where it would begin that step, and the steps before it."""
         done = self.run(f"scripts/{name}", *arguments, env={"FAIL_AT_STEP": str(number)})
         print(f"\n{name} {' '.join(arguments)}, killed at step {number}: exit {done.returncode}\n{done.stderr}")
         self.ids.update(RELEASE_ID.findall(done.stdout + done.stderr))
-        if done.returncode == -signal.SIGKILL:
-            return True
-        assert done.returncode == 0, f"{name}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return False
+        if done.returncode != -signal.SIGKILL:
+            assert done.returncode == 0, f"{name}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.returncode == -signal.SIGKILL, STEP.findall(done.stderr)
 
 
 @contextmanager
