@@ -35,6 +35,17 @@ PAGES = {
     if not path.stem.startswith("README") and not path.name.endswith(".zh-CN.md")
 }
 
+#: The task of the pages' examples, as a drop-in module: it copies, and then may fail.
+COPY_REPORT = """
+from app.tasks import task
+
+@task("copy_report", description="Copies the report")
+def copy_report(fails: bool = False, *, run):
+    print("copied")
+    if fails and run.attempt == 1:
+        raise RuntimeError("the target says it is there already")
+"""
+
 _LINE = re.compile(
     r"^(?:## (?P<heading>.+)|<!-- (?P<steer>situation|ends with|on|not run):? (?P<value>.+?) -->|```(?P<language>\w+))$"
 )

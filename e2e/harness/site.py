@@ -15,18 +15,21 @@ from docker.models.containers import Container
 
 from e2e.harness.checkout import Checkout, checked_out
 from e2e.harness.client import SCHEDULER, Client
-from e2e.harness.oracle import Start, read_log
 from e2e.harness.stack import COMPOSE_FILES, ROOT, SECRETS, START_DEADLINE, STORE_SECRETS, Shape
 from e2e.harness.waiting import wait_until
 
+READY = "/api/v1/health/ready"
 IMAGES: dict[Shape, tuple[str, ...]] = {
     "prod": ("allinone",),
     "split": ("nginx", "app"),
     "ha": ("nginx", "app", "postgres", "valkey"),
 }
-#: The oracle's tasks and its log, in the volume itself: the compose files of a checkout mount nothing else.
-FIRES = "/app/userdata/fires.jsonl"
-TASKS = (ROOT / "e2e" / "tasks" / "oracle.py").read_text(encoding="utf-8").replace("/oracle/fires.jsonl", FIRES)
+#: The oracle's tasks, with their log in the volume itself: the compose files of a checkout mount nothing else.
+TASKS = (
+    (ROOT / "e2e" / "tasks" / "oracle.py")
+    .read_text(encoding="utf-8")
+    .replace("/oracle/fires.jsonl", "/app/userdata/fires.jsonl")
+)
 WRITE_TASKS = """
 import json, pathlib, sys
 folder = pathlib.Path("/app/userdata/tasks")
@@ -34,7 +37,6 @@ folder.mkdir(exist_ok=True)
 for name, source in json.loads(sys.argv[1]).items():
     (folder / f"{name}.py").write_text(source)
 """
-READ_FIRES = f"import pathlib; f = pathlib.Path('{FIRES}'); print(f.read_text() if f.exists() else '')"
 
 
 class Site:
@@ -82,7 +84,7 @@ class Site:
             self.wait_until_ready()
 
     def wait_until_ready(self, within: float = START_DEADLINE) -> None:
-        for path in ("/api/v1/health/ready", f"{SCHEDULER}/health/ready"):
+        for path in (READY, f"{SCHEDULER}/health/ready"):
             wait_until(path, partial(self.status_of, path), lambda status: status == 200, within=within)
 
     def status_of(self, path: str) -> int:
@@ -110,11 +112,9 @@ class Site:
         """A script's client: the API token."""
         return Client(self.base_url, token=self.checkout.secret("api_token"))
 
-    def starts(self) -> list[Start]:
-        """The starts of the oracle's tasks by now."""
-        file = self.checkout.folder / "fires.jsonl"
-        file.write_text(self.execute("python3", "-I", "-c", READ_FIRES).strip() + "\n")
-        return read_log(file)
+    def outcomes(self, job_id: str) -> list[str]:
+        """The outcomes of a job's newest rows, newest first."""
+        return [row["outcome"] for row in self.bearer().data("GET", f"{SCHEDULER}/jobs/{job_id}/history")]
 
 
 @contextmanager
