@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import pytest
 from e2e.harness.faults import extra_scheduler
 from e2e.harness.scripts import Outcome, environment_of, run_script
 from e2e.harness.small_volume import full_volume, small_stack
-from e2e.harness.sqlite_lock import JOB_STORE, hold_lock, is_locked
+from e2e.harness.sqlite_lock import HOLD, JOB_STORE, is_locked
 from e2e.harness.stack import ROOT, SERVICE, Stack, running_stack
 from e2e.harness.waiting import wait_until
 
@@ -154,14 +154,15 @@ def test_jobs_that_are_held(one: Stack) -> None:
 
 
 def test_a_locked_store(one: Stack) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        held = pool.submit(hold_lock, one, 8)
-        wait_until("the lock", lambda: is_locked(one), within=10)
-        found = findings(one)
-        held.result()
+    one.container().exec_run(["python3", "-I", "-c", HOLD, "300", JOB_STORE], detach=True)
+    wait_until("the lock", lambda: is_locked(one), within=30)
+    found = findings(one)
     assert f"{JOB_STORE}: database is locked" in found["store-locked"]["what"]
-    assert "held by process" in found["store-locked"]["what"]
     assert found["store-locked"]["command"] == f"docker ps --filter volume={one.name}_userdata"
+    holder = re.search(r"held by process (\d+) \(python3", found["store-locked"]["what"])
+    assert holder, found["store-locked"]
+    one.execute("sh", "-c", f"kill {holder[1]}")
+    wait_until("the release", lambda: not is_locked(one), within=30)
 
 
 def test_a_frozen_container(one: Stack) -> None:

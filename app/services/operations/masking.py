@@ -16,6 +16,9 @@ MASK = "***"
 SHORTEST = 4
 """A known secret that is shorter is masked only where its name stands: it would blank half of every text."""
 _WORDS = frozenset({"true", "false", "null", "none"})
+_ADDRESS = re.compile(r"https?://[^/?#]+(.*)", re.IGNORECASE)
+_TELLING = 8
+"""What is shorter in the path of an address is a word such as `hooks` or `api`."""
 _PLAIN = frozenset(string.ascii_letters + string.digits + "-._~")
 """Letters that are written the same everywhere."""
 
@@ -97,9 +100,12 @@ class Masker:
 
 
 def _parts(secret: str) -> Iterable[str]:
+    """Its lines; of an address that is secret as a whole also what is likely to be the secret in it."""
     for part in map(str.strip, secret.splitlines()):
         if len(part) >= SHORTEST and part.lower() not in _WORDS:
             yield part
+        if address := _ADDRESS.match(part):
+            yield from (piece for piece in re.split(r"[/?&=#]", address[1]) if len(piece) >= _TELLING)
 
 
 def _in_any_writing(part: str) -> str:

@@ -83,6 +83,13 @@ def test_a_known_secret_of_which_a_url_or_a_page_escapes_some_letters() -> None:
         assert "b%2fc" not in masker.mask(text), text
 
 
+def test_the_telling_parts_of_a_secret_address() -> None:
+    masker = Masker(["https://hooks.example.org/services/T0001/abcdefgh12345?key=zyxwvuts98765"])
+    for text in ("POST /T0001/abcdefgh12345 200", "the key zyxwvuts98765"):
+        assert "***" in masker.mask(text)
+    assert masker.mask("hooks.example.org and T0001 stay") == "hooks.example.org and T0001 stay"
+
+
 def test_each_line_of_a_known_secret() -> None:
     assert Masker(["first line\nsecond line\n"]).mask("a second line b") == "a *** b"
 
