@@ -15,7 +15,7 @@ import pytest
 from e2e.harness.stack import ROOT, Stack
 
 TAG = os.environ.get("WHALEFALL_TAG", "latest")
-LARGEST_MB = {"allinone": 250, "app": 235, "nginx": 90, "postgres": 165, "valkey": 95}
+LARGEST_MB = {"allinone": 250, "app": 235, "nginx": 90, "postgres": 165, "prometheus": 290, "valkey": 95}
 IMAGES = tuple(f"whalefall/{name}:{TAG}" for name in LARGEST_MB)
 COMPILERS = ("gcc", "cc", "g++", "clang", "tcc", "make", "ld", "as", "pip", "pip3", "cargo")
 #: What a key or a password looks like in a layer or in a command of the history.
