@@ -4,6 +4,8 @@ set -Eeuo pipefail
 
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=scripts/lib/releases.sh
+source "$ROOT/scripts/lib/releases.sh"
 
 readonly FREE_DISK_MB=2048 # images, their build cache, and room for the first weeks of runs
 readonly HEALTHY_WITHIN_S=180
@@ -149,6 +151,16 @@ use_certificate() {
 
 # --- what the stack is made of ---------------------------------------------------------------------------------------
 
+# Since an upgrade the tag of the images names what they were made of: a tree that was changed makes others, and those of
+# the release stay what they are.
+name_images_by_tree() {
+  if [[ $(setting WHALEFALL_TAG latest) =~ $ID_PATTERN && $(setting COMPOSE_FILE) != .releases/* ]]; then
+    WHALEFALL_TAG=$(tree_id)
+    export WHALEFALL_TAG
+    keep_setting WHALEFALL_TAG "$WHALEFALL_TAG"
+  fi
+}
+
 keep_settings() {
   [[ -z ${COMPOSE_FILE-} ]] || keep_setting COMPOSE_FILE "$COMPOSE_FILE"
   [[ -z ${HTTP_PORT-} ]] || keep_setting HTTP_PORT "$HTTP_PORT"
@@ -232,6 +244,7 @@ main() {
   check_port HTTP_PORT "$port"
   [[ -z $(setting TLS_DIR) ]] || check_port HTTPS_PORT "$(setting HTTPS_PORT 443)"
   check_room
+  name_images_by_tree
   prepare_build "$may_install"
   build_images
   refuse_to_leave_data_behind

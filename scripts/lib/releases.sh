@@ -130,7 +130,12 @@ use_release() {
   for file in "${named[@]}"; do
     file=${file#"$ROOT/"}
     [[ $file != .releases/*/* ]] || file=${file#.releases/*/}
-    [[ -z $kept || ! -e $RELEASES_DIR/$kept/$file ]] || file=.releases/$kept/$file
+    if [[ -n $kept && -e $RELEASES_DIR/$kept/$file ]]; then
+      file=.releases/$kept/$file
+    elif [[ -n $kept && $file == compose/* ]]; then
+      warn "$1 has no $file: it is left out of COMPOSE_FILE in .env"
+      continue
+    fi
     files+=("$file")
   done
   COMPOSE_FILE=$(IFS=: && echo "${files[*]}")
