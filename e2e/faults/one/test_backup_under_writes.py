@@ -36,7 +36,7 @@ def back_up(stack: Stack) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("times", [3, pytest.param(100, marks=pytest.mark.faults_long)])
+@pytest.mark.parametrize("times", [5, pytest.param(100, marks=pytest.mark.faults_long)])
 def test_every_restored_claim_is_in_the_oracle(one_stack: Stack, probes: Probes, times: int) -> None:
     restored = 0
     with probes.watch("backup under writes", f"{times} times, each opened again", limit="integrity ok") as watch:
