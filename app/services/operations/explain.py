@@ -22,8 +22,8 @@ from app.services.operations.asked_time import AskedTime, asked_time
 from app.services.operations.explain_fire import LATE_AFTER, MARGIN, SHOWN, FireTeller
 from app.services.operations.explain_words import Answer, Words
 from app.services.operations.failure import OperationFailed
-from app.services.scheduler.job_views import job_zone
-from app.triggers import PreviewFire, describe, fires_between, fold_fires, preview
+from app.services.scheduler.job_views import UNREADABLE, job_zone
+from app.triggers import PreviewFire, build_trigger, describe, fires_between, fold_fires, preview
 
 ROWS_READ = 5000
 _SWITCHES = ("pause", "resume", "delete", "reload")
@@ -87,12 +87,23 @@ def _no_such_job(runtime: Runtime, job_id: str) -> str:
     return f"there is no job {job_id!r}, and none is on record; {hint}"
 
 
+def _readable_trigger(job: Job | None) -> dict[str, Any]:
+    """The trigger of a job; empty where there is none that can be read."""
+    trigger = dict(job.trigger) if job is not None else {}
+    try:
+        build_trigger(trigger)
+    except UNREADABLE:
+        return {}
+    return trigger
+
+
 class _Explainer:
     """One question about one job; times are shown in the zone of its trigger."""
 
     def __init__(self, runtime: Runtime, fires: FiresRepository, job_id: str, job: Job | None, language: str) -> None:
         self._runtime, self._fires, self._job_id, self._job = runtime, fires, job_id, job
-        self._words = Words(language, job_zone(job.trigger if job else {}, runtime.settings.scheduler_timezone))
+        self._trigger = _readable_trigger(job)
+        self._words = Words(language, job_zone(self._trigger, runtime.settings.scheduler_timezone))
         self._now = runtime.ledger.now()
         self._held = runtime.ledger.held()
         self._teller = FireTeller(self._words, fires, runtime.ledger.nodes(), self._now)
@@ -133,7 +144,7 @@ class _Explainer:
     @property
     def _jitter(self) -> timedelta:
         """By how much the trigger delays its moments at most."""
-        return timedelta(seconds=float(self._job.trigger.get("jitter") or 0)) if self._job else timedelta(0)
+        return timedelta(seconds=float(self._trigger.get("jitter") or 0))
 
     def _latest(self) -> Answer:
         """The newest fire; or why there is none where the job should fire, or does not fire at all."""
@@ -180,7 +191,7 @@ class _Explainer:
         job = self._job
         if job is None:
             return self._gone()
-        if job.problem is not None and not job.trigger:
+        if not self._trigger:
             return self._why_it_does_not_fire() or self._unknown(asked.start)
         wanted = self._moments(asked, limit=1)
         if not wanted:
@@ -212,7 +223,7 @@ class _Explainer:
     def _gaps(self, found: Sequence[Fire], asked: AskedTime) -> list[str]:
         """Of moments of the present trigger that have no row beside those that have one: why the first has none."""
         job = self._job
-        if job is None or not job.trigger or self._jitter or len(found) == ROWS_READ:
+        if job is None or not self._trigger or self._jitter or len(found) == ROWS_READ:
             return []
         runs = sorted((fire.run for fire in found), key=lambda run: run.scheduled_for)
         lasts = [run.scheduled_for for run in runs]
@@ -234,28 +245,28 @@ class _Explainer:
 
     def _moments(self, asked: AskedTime, *, limit: int) -> list[datetime]:
         job = self._job
-        if job is None or not job.trigger:
+        if job is None or not self._trigger:
             return []
-        return fires_between(job.trigger, asked.start, asked.until, limit)
+        return fires_between(self._trigger, asked.start, asked.until, limit)
 
     # No row: why
 
     def _no_moment(self, job: Job, asked: AskedTime) -> Answer:
-        words = describe(job.trigger, self._words.language)
-        dropped = self._dropped(job, asked)
+        words = describe(self._trigger, self._words.language)
+        dropped = self._dropped(asked)
         if dropped is not None:
             what = _N("%(asked)s 这个钟点因时钟调整而不存在（%(trigger)s），没有触发。")
             sentence = self._words.say(what, asked=dropped.at, trigger=words)
-            return Answer("dropped", (sentence, *self._nearest(job, asked)))
+            return Answer("dropped", (sentence, *self._nearest(asked)))
         what = _N("%(asked)s 不是任务 %(job)s 的触发时刻。它的触发器：%(trigger)s（时区 %(zone)s）。")
         asked_for = (
             f"{asked.start.astimezone(self._words.zone):%Y-%m-%d}" if asked.is_day else self._words.at(asked.start)
         )
         sentences = [
             self._words.say(what, asked=asked_for, job=job.id, trigger=words, zone=self._words.zone.key),
-            *self._nearest(job, asked),
+            *self._nearest(asked),
         ]
-        if not asked.is_day and (utc := self._meant_utc(job, asked)):
+        if not asked.is_day and (utc := self._meant_utc(asked)):
             meant = _N("如果指的是 UTC：%(utc)s 是一个触发时刻，即 %(local)s。")
             sentences.append(self._words.say(meant, utc=f"{utc:%Y-%m-%d %H:%M:%S}+00:00", local=self._words.at(utc)))
         edits = [edit for edit in self._edits if edit.kind == "change" and edit.at > asked.start]
@@ -266,21 +277,21 @@ class _Explainer:
             )
         return Answer("not_a_moment", tuple(sentences))
 
-    def _dropped(self, job: Job, asked: AskedTime) -> PreviewFire | None:
+    def _dropped(self, asked: AskedTime) -> PreviewFire | None:
         if not asked.is_left_out:
             return None
-        rows = preview(job.trigger, 500, asked.start - timedelta(hours=3))
+        rows = preview(self._trigger, 500, asked.start - timedelta(hours=3))
         near = (row for row in rows if abs(datetime.fromisoformat(row.at) - asked.start) <= timedelta(hours=2))
         return next((row for row in near if row.change == "dropped"), None)
 
-    def _meant_utc(self, job: Job, asked: AskedTime) -> datetime | None:
+    def _meant_utc(self, asked: AskedTime) -> datetime | None:
         clock = asked.start.astimezone(self._words.zone).replace(tzinfo=UTC)
-        found = fires_between(job.trigger, clock, clock + (asked.until - asked.start), 1)
+        found = fires_between(self._trigger, clock, clock + (asked.until - asked.start), 1)
         return found[0].astimezone(UTC) if found else None
 
-    def _nearest(self, job: Job, asked: AskedTime) -> list[str]:
+    def _nearest(self, asked: AskedTime) -> list[str]:
         """The moments of the trigger right before and after."""
-        plain = {name: value for name, value in job.trigger.items() if name != "jitter"}
+        plain = {name: value for name, value in self._trigger.items() if name != "jitter"}
         after = fires_between(plain, asked.until, datetime(2199, 12, 31, tzinfo=UTC), 1)
         before: datetime | None = None
         # In ever longer stretches: the one before may be a second ago, or years.
@@ -378,9 +389,10 @@ class _Explainer:
         if not job.is_active:
             told["at"] = self._words.at(job.deleted_at or job.updated_at)
             return Answer("deleted", (self._words.say(_N("任务 %(job)s 在 %(at)s 被 %(by)s 删除。"), **told),))
-        if job.problem is not None:
+        if job.problem is not None or not self._trigger:
             what = _N("任务 %(job)s 的记录无法读取，已搁置：%(problem)s。")
-            return Answer("unreadable", (self._words.say(what, job=job.id, problem=job.problem),))
+            problem = job.problem or "trigger"  # no scheduler has met it yet
+            return Answer("unreadable", (self._words.say(what, job=job.id, problem=problem),))
         return self._why_it_is_off(job, told)
 
     def _gone(self) -> Answer:
@@ -396,7 +408,7 @@ class _Explainer:
         if job.next_run_time is not None:
             return None
         what = _N("任务 %(job)s 的触发器（%(trigger)s）已经没有下一个时刻。")
-        trigger = describe(job.trigger, self._words.language)
+        trigger = describe(self._trigger, self._words.language)
         return Answer("finished", (self._words.say(what, job=job.id, trigger=trigger),))
 
     def _is_paused(self, told: dict[str, str]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import insert, update
+from sqlalchemy.dialects import sqlite
 
 from app.db.clock import to_us
 from app.db.engines import write_transaction
@@ -19,6 +22,7 @@ from app.ledger.nodes import beat
 from app.ledger.record import Finish, record_finishes, record_starts
 from app.ledger.recover import Suspects, recover
 from app.ledger.run_ids import new_run_id
+from app.ledger.runs import Outcome
 from app.repositories.accounts_repository import add_audit
 from app.runtime import Runtime
 from app.services.operations.explain import Explanation, explain
@@ -376,6 +380,13 @@ def test_a_row_that_cannot_be_read(world: World) -> None:
     says(found, "cannot be read and is set aside: column trigger holds no JSON")
 
 
+def test_a_trigger_that_cannot_be_built(world: World) -> None:
+    world.add()
+    world.write(trigger='{"type": "cron"}', next_run_time=None)
+    assert world.ask(world.due).verdict == "unreadable"
+    assert world.ask().verdict == "unreadable"
+
+
 def test_due_and_no_scheduler_has_ever_been_here(world: World) -> None:
     world.add()
     found = world.ask()
@@ -505,3 +516,54 @@ def test_a_job_that_nobody_knows(world: World, job_id: str) -> None:
     with pytest.raises(OperationFailed, match="there is no job") as refused:
         world.ask(job_id=job_id)
     assert ("did you mean job?" in str(refused.value)) == (job_id == "jop")
+
+
+def test_whatever_is_on_record_is_told_in_whole_sentences(world: World) -> None:
+    """Stores made up by chance: no state of rows, nodes and edits is without words, and none is left untranslated."""
+    chance = random.Random(20261121)
+    for number in range(15):
+        job_id = f"job-{number}"
+        world.add(job_id, trigger={"type": "cron", "minute": "*/20", "timezone": "America/New_York"}, max_attempts=3)
+        for _ in range(6):
+            _row_by_chance(world, job_id, chance)
+        for action in chance.choices(("pause_job", "resume_job", "change_job", "delete_job"), k=2):
+            world.audit(action, world.due + chance.uniform(-9, 3) * HOUR, job_id)
+        flags = {name: chance.random() < 0.2 for name in ("is_paused", "problem")}
+        problem = "made up" if flags["problem"] else None
+        world.write(job_id, is_paused=flags["is_paused"], problem=problem, updated_at=to_us(world.due - HOUR))
+        world.node(f"node-{number}", world.due - chance.uniform(0, 9) * HOUR, world.due + chance.uniform(-2, 3) * HOUR)
+        for asked in (None, f"{world.due - chance.uniform(-4, 9) * HOUR:%Y-%m-%d %H:%M}Z", f"{world.due:%Y-%m-%d}"):
+            for language in ("en", "zh"):
+                found = world.ask(asked, job_id, language)
+                text = "\n".join((found.sentence, *found.details))
+                assert found.sentence
+                assert "%(" not in text.replace("100 %(", "")
+                assert language == "zh" or not re.search("[\u4e00-\u9fff]", text), text
+
+
+def _row_by_chance(world: World, job_id: str, chance: random.Random) -> None:
+    moment = world.due - chance.randrange(-6, 27) * HOUR / 3
+    claimed = moment + chance.choice((0, 0, 3, 600)) * SECOND
+    outcome = chance.choice(get_args(Outcome))
+    started = outcome in ("running", "success", "failed", "lost") or (outcome == "cancelled" and chance.random() < 0.5)
+    values: dict[str, Any] = {
+        **{"run_id": new_run_id(to_us(claimed)), "job_id": job_id, "task": "t", "outcome": outcome, "kwargs": "{}"},
+        **{"kind": chance.choice(("schedule", "schedule", "manual")), "attempt": chance.choice((1, 1, 2))},
+        **{
+            "scheduled_for": to_us(moment),
+            "claimed_at": to_us(claimed),
+            "created_by": chance.choice(("schedule", "5")),
+        },
+        **{"executor": "default", "max_instances": 1, "misfire_grace_time": 5, "retry_on_loss": False},
+        **{"reason": chance.choice((None, "100 %(x)s", "fell into a hold (x) that ended with skip"))},
+        **{"error": chance.choice((None, "Traceback\n100 %(x)s", "\n")), "owner": chance.choice(("", "node-0"))},
+        **{"epoch": chance.choice((1, 2)), "max_attempts": 3},
+    }
+    if started:
+        values |= {"started_at": to_us(claimed + chance.choice((0, 40)) * SECOND), "node": "node-0"}
+    if outcome not in ("pending", "running"):
+        values |= {"finished_at": to_us(claimed + 90 * SECOND)}
+    if outcome in ("missed", "coalesced"):
+        values |= {"count": 3, "scheduled_from": to_us(moment - 2 * HOUR / 3)}
+    with write_transaction(world.runtime.jobstore) as connection:
+        connection.execute(sqlite.insert(runs).on_conflict_do_nothing(), [values])
