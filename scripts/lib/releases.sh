@@ -126,7 +126,9 @@ use_release() {
   local file kept=$1
   local -a files=() named
   [[ $1 != "$(tree_id)" ]] || kept=
-  IFS=: read -ra named <<< "$(setting COMPOSE_FILE compose/docker-compose.prod.yml)"
+  # What a release lacks must not be missing in the next one that is asked about.
+  [[ -v files_of_stack ]] || files_of_stack=$(setting COMPOSE_FILE compose/docker-compose.prod.yml)
+  IFS=: read -ra named <<< "$files_of_stack"
   for file in "${named[@]}"; do
     file=${file#"$ROOT/"}
     [[ $file != .releases/*/* ]] || file=${file#.releases/*/}
