@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import click
@@ -60,15 +60,23 @@ def import_legacy(
     if as_json:
         print_json({"dry_run": dry_run, **done.as_json()})
         return
-    for job in done.jobs:
-        paused = ", paused" if job.paused else ""
-        click.echo(f"{_WORDS[job.action][dry_run]}: {job.id} (task {job.task}, {job.trigger}{paused})")
-        for note in job.notes:
-            click.echo(f"  {note}")
-    for refused in done.not_taken:
-        click.echo(f"not taken over: {refused.id}: {refused.reason}")
+    for line in _lines(done, dry_run):
+        click.echo(_printable(line))
     if not rows:
         click.echo("the table holds no job; nothing to take over")
+
+
+def _lines(done: legacy.Takeover, dry_run: bool) -> Iterator[str]:
+    for job in done.jobs:
+        paused = ", paused" if job.paused else ""
+        yield f"{_WORDS[job.action][dry_run]}: {job.id} (task {job.task}, {job.trigger}{paused})"
+        yield from (f"  {note}" for note in job.notes)
+    yield from (f"not taken over: {refused.id}: {refused.reason}" for refused in done.not_taken)
+
+
+def _printable(line: str) -> str:
+    """Names in a foreign store may hold what a terminal obeys."""
+    return "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in line)
 
 
 def _pair(text: str) -> tuple[str, str]:

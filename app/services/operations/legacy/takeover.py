@@ -140,6 +140,8 @@ def take_over(
             not_taken.append(NotTaken(row.id, func, str(error)))
         except DomainError as error:
             not_taken.append(NotTaken(row.id, func, " ".join(english(error.message, error.params).split())))
+        except Exception as error:  # whatever a damaged row holds, the other jobs are taken over
+            not_taken.append(NotTaken(row.id, func, f"its data is damaged ({type(error).__name__}: {error})"[:300]))
     if not dry_run:
         with runtime.ledger.together() as ledger:
             for edit in edits:

@@ -44,16 +44,11 @@ def as_bytes(value: Any) -> bytes:
     """Bytes, also as protocols 0 to 2 write them."""
     if isinstance(value, bytes):
         return value
-    if (
-        isinstance(value, Made)
-        and class_of(value) == "_codecs.encode"
-        and value.args
-        and isinstance(value.args[0], str)
-    ):
-        return value.args[0].encode("latin-1", "strict")
-    if isinstance(value, str):  # from Python 2
-        return value.encode("latin-1", "strict")
-    raise UnreadablePickle(f"bytes are expected, not {class_of(value)}")
+    if isinstance(value, Made) and class_of(value) == "_codecs.encode" and value.args:
+        value = value.args[0]
+    if not isinstance(value, str) or not all(character <= "\xff" for character in value):
+        raise UnreadablePickle(f"bytes are expected, not {class_of(value)}")
+    return value.encode("latin-1")
 
 
 def as_moment(value: Any) -> datetime | None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import random
 import sqlite3
 import tarfile
 import time
@@ -226,6 +227,24 @@ def _state(**changes: Any) -> bytes:
     return pickle.dumps(state | changes)
 
 
+def test_damaged_rows_stop_no_other(here: Runtime) -> None:
+    """Bytes changed by chance: each row is taken over or listed, whatever comes of it."""
+    chance = random.Random(20261121)
+    triggers = [CronTrigger(day="2nd mon", timezone=pytz.timezone("Europe/Berlin"), start_date="2026-01-01")]
+    triggers += [IntervalTrigger(minutes=5, timezone=SHANGHAI), DateTrigger(datetime(2030, 1, 1, tzinfo=UTC))]
+    rows = []
+    for number in range(2000):
+        data = bytearray(pickle.dumps(pickle.loads(_state(trigger=chance.choice(triggers))), chance.randrange(6)))
+        for _ in range(chance.randrange(4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        rows.append(LegacyRow(f"job-{number}", True, bytes(data)))
+    done = legacy.take_over(here, rows, dry_run=True)
+    assert {job.id for job in (*done.jobs, *done.not_taken)} == {row.id for row in rows}
+    assert len(done.jobs) > 500
+    assert len(done.not_taken) > 500
+    assert all(job.reason and "\n" not in job.reason for job in done.not_taken)
+
+
 def test_settings_and_what_differs_here(here: Runtime, old_app: OldApp) -> None:
     old_app.write("as-it-was", _state(misfire_grace_time=45, coalesce=False, max_instances=3))
     old_app.write("endless", _state(misfire_grace_time=None, max_instances=99, executor="processpool"))
@@ -373,6 +392,10 @@ def test_the_command(app: Flask, here: Runtime, old_app: OldApp) -> None:
     assert told.stdout.startswith("would be added: a (task copy_report, At 02:00, every day, paused)\n")
     assert "not taken over: b: no task here" in told.stdout
     assert here.ledger.get_job("a") is None
+    old_app.write("\x1b]0;obeyed\x07\nid", b"c\x1b[2J\nx\n.")
+    told = run(args=["jobs", "import-legacy", str(old_app.path), "--dry-run"])
+    assert "not taken over: \\u001b]0;obeyed\\u0007\\u000aid: its pickle holds" in told.stdout
+    assert "\x1b" not in told.stdout
     done = run(args=["jobs", "import-legacy", "-", "--json"], input=old_app.path.read_bytes())
     assert [job["action"] for job in json.loads(done.stdout)["jobs"]] == ["add"]
     assert "what the API had changed before: " in done.stderr
