@@ -313,6 +313,10 @@ def test_many_containers_are_read_each(tmp_path: Path) -> None:
         # Each container's requests are series of its own.
         nodes = prometheus.query("count by (node) (whalefall_http_requests_total)")
         assert len(nodes) >= 4
+        # While the database is away they still say so, in time for Prometheus.
+        stack.container("postgres").stop(timeout=30)
+        down = 'count(whalefall_store_up == 0 and on() up{job="whalefall"} == 1)'
+        wait_until("word of the outage", lambda: prometheus.query(down), lambda found: found == {(): 2}, within=60)
 
 
 @pytest.mark.parametrize("shape", ["prod", "split", "ha"])

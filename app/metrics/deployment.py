@@ -12,12 +12,13 @@ from typing import Any, get_args
 
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from sqlalchemy import Engine, Table, select, text
+from sqlalchemy import URL, Engine, Table, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.account_tables import users
 from app.db.engines import read_transaction, sqlite_path
 from app.db.jobstore_tables import jobs
+from app.db.reach import is_out_of_reach
 from app.ledger import Node
 from app.ledger.nodes import LIVING, NodeKind
 from app.repositories.jobs_repository import JobsRepository
@@ -66,8 +67,12 @@ class Deployment:
         answers = {}
         found: list[Metric] = []
         sizes = {}
+        away: set[URL] = set()
         stores = (("jobstore", self._runtime.jobstore, jobs), ("app", self._runtime.database, users))
         for store, engine, table in stores:
+            answers[store,] = 0
+            if engine.url in away:  # waiting for it twice would take longer than Prometheus waits
+                continue
             try:
                 sizes[store,] = _size(engine, table)
                 if store == "jobstore":
@@ -75,7 +80,8 @@ class Deployment:
                 answers[store,] = 1
             except SQLAlchemyError as error:
                 log.warning("a store does not answer", store=store, error=str(error.__cause__ or error))
-                answers[store,] = 0
+                if is_out_of_reach(error):
+                    away.add(engine.url)
         yield _gauge("whalefall_store_up", "1 while the store answers", ("store",), answers)
         yield _gauge("whalefall_store_bytes", "Size of the store", ("store",), sizes)
         yield from found
