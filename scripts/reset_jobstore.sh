@@ -4,21 +4,15 @@ set -Eeuo pipefail
 
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=scripts/lib/programs.sh
+source "$ROOT/scripts/lib/programs.sh"
 
-readonly PROGRAMS=(whalefall_web whalefall_scheduler) # in the order of stopping
 readonly DEFAULTS_WITHIN_S=90
-readonly SETTLED_WITHIN_S=30 # longer than a program's startsecs
-readonly HEALTHY_WITHIN_S=90
 readonly DAMAGED=3 # exit code of `flask db check`
 
 soft=false
 from_export=  # what --from-export named
 content=      # a copy of it, when it is a file of this host
-
-services=("$SERVICE") # that are stopped where no Supervisor stops their programs
-supervised=true # the container keeps running, and Supervisor in it stops and starts the programs
-runs=true       # the stack keeps running, so that commands can be given inside it
-stopped=false   # between stop and start: a failure must not leave the stack down
 
 # What came of each step, for the report.
 export_file=
@@ -71,49 +65,6 @@ parse_arguments() {
   done
 }
 
-is_healthy() {
-  local -a asked=()
-  [[ $(shape) == prod ]] || asked=(5002 /api/v1/scheduler/health/ready)
-  in_stack python3 -I -S /usr/local/bin/healthcheck.py "${asked[@]}" > /dev/null 2>&1
-}
-
-# A container that starts over and over (a damaged store does that) is stopped as a whole, and looked after from a
-# container beside it.
-see_what_runs() {
-  local status settled
-  if [[ $(shape) != prod ]]; then
-    supervised=false
-    is_healthy || runs=false
-    return
-  fi
-  while ! is_healthy; do
-    # Its exit code tells that some are stopped, as after a reset that was interrupted: no failure here.
-    status=$(in_stack supervisorctl status "${PROGRAMS[@]}" 2> /dev/null) || true
-    settled=$(grep -cE ' (RUNNING|STOPPED) ' <<< "$status ") || true # grep fails on a count of 0
-    [[ $settled -lt ${#PROGRAMS[@]} ]] || return 0
-    if [[ $status != *STARTING* || $SECONDS -ge $SETTLED_WITHIN_S ]]; then
-      supervised=false
-      runs=false
-      warn "the stack does not keep running; working in a container beside it"
-      return 0
-    fi
-    sleep 1
-  done
-}
-
-# Standard input goes to the command.
-flask_with_input() {
-  if $supervised || { $runs && ! $stopped; }; then
-    docker compose exec -T "$SERVICE" flask "$@"
-  else
-    docker compose run --rm -T --no-deps "$SERVICE" flask "$@"
-  fi
-}
-
-flask_in_stack() {
-  flask_with_input "$@" < /dev/null
-}
-
 # The export as a local file, or nothing for one that the stack keeps.
 fetch_content() {
   [[ -e $from_export ]] || return 0
@@ -163,51 +114,10 @@ save_what_can_be_saved() {
   warn "the job store is damaged; it is kept aside as it is"
 }
 
-stop_programs() {
-  stopped=true
-  if $supervised; then
-    in_stack supervisorctl stop "${PROGRAMS[@]}" >&2
-  else
-    docker compose stop "${services[@]}" >&2
-  fi
-}
-
-start_programs() {
-  local program
-  if $supervised; then
-    # Both at once and not waited for: supervisorctl returns only when one has run for its startsecs, and nobody fires
-    # meanwhile. What follows sees for itself whether they work.
-    for program in "${PROGRAMS[@]}"; do
-      in_stack supervisorctl start "$program" > /dev/null &
-    done
-  else
-    docker compose start "${services[@]}" >&2
-  fi
-  stopped=false
-}
-
-wait_until_healthy() {
-  local deadline=$((SECONDS + HEALTHY_WITHIN_S)) service
-  local -a found=()
-  if ! $supervised; then
-    for service in "${services[@]}"; do mapfile -t -O "${#found[@]}" found < <(containers_of "$service"); done
-    wait_until_containers_healthy "$HEALTHY_WITHIN_S" "${found[@]}" ||
-      die "$unhealthy_container is not healthy; its last words are above"
-    return
-  fi
-  until is_healthy; do
-    [[ $SECONDS -lt $deadline ]] || die "the stack is not healthy; docker compose logs $SERVICE says why"
-    sleep 0.5
-  done
-}
-
 # However this script ends, what it stopped runs again.
 start_again() {
   local code=$?
-  if $stopped; then
-    warn "not finished: starting the stack again"
-    start_programs || warn "it does not start; docker compose logs $SERVICE says why"
-  fi
+  start_what_was_stopped
   [[ -z $content ]] || rm -f "$content"
   exit "$code"
 }
@@ -302,10 +212,6 @@ main() {
   fetch_content
   cd "$ROOT"
   require_stack
-  case $(shape) in
-    split) services=(web scheduler) ;;
-    ha) services=(web scheduler worker) ;;
-  esac
   $dry_run || take_lock
   local store=
   if $soft; then

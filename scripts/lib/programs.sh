@@ -83,11 +83,19 @@ start_programs() {
 }
 
 wait_until_healthy() {
-  local deadline=$((SECONDS + HEALTHY_WITHIN_S))
-  until is_healthy; do
-    [[ $SECONDS -lt $deadline ]] || die "the stack is not healthy; docker compose logs $SERVICE says why"
-    sleep 0.5
-  done
+  local deadline=$((SECONDS + HEALTHY_WITHIN_S)) name
+  local -a found=()
+  if $supervised; then
+    until is_healthy; do
+      [[ $SECONDS -lt $deadline ]] || die "the stack is not healthy; docker compose logs $SERVICE says why"
+      sleep 0.5
+    done
+  else
+    for name in "${services[@]}"; do mapfile -t -O "${#found[@]}" found < <(containers_of "$name"); done
+    # shellcheck disable=SC2154 # that function sets unhealthy_container
+    wait_until_containers_healthy "$HEALTHY_WITHIN_S" "${found[@]}" ||
+      die "$unhealthy_container is not healthy; its last words are above"
+  fi
   runs=true
 }
 

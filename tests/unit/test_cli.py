@@ -124,6 +124,38 @@ def test_backup_and_verify(run: Any, defaults: list[str]) -> None:
     assert [each["path"] for each in json.loads(run("jobs", "list-backups", "--json").stdout)] == [made["path"]]
 
 
+def test_backup_is_planned_without_being_made(run: Any, defaults: list[str]) -> None:
+    planned = json.loads(run("jobs", "backup", "--dry-run", "--json").stdout)
+    assert planned["stores"]["jobstore"]["bytes"] > 0
+    assert "would go to" in run("jobs", "backup", "--dry-run").stdout
+    assert json.loads(run("jobs", "list-backups", "--json").stdout) == []
+
+
+def test_restore_is_checked_planned_done_and_undone(run: Any, app: Flask, defaults: list[str]) -> None:
+    ledger = runtime_of(app).ledger
+    made = json.loads(run("jobs", "backup", "--json").stdout)["path"]
+    ledger.delete_job("purge_run_history", by="test")
+    assert run("jobs", "restore", "latest", "--check").stdout.strip() == made
+    planned = run("jobs", "restore", "latest", "--dry-run")
+    assert "would be restored" in planned.stdout
+    assert ledger.get_job("purge_run_history") is None
+    done = run("jobs", "restore", made)
+    assert "restored: " in done.stdout
+    assert ledger.get_job("purge_run_history") is not None
+    assert ledger.held() is not None
+    undone = json.loads(run("jobs", "restore", "--undo", "--json").stdout)
+    assert undone["before"]
+    assert ledger.get_job("purge_run_history") is None
+
+
+@pytest.mark.parametrize("arguments", [(), ("latest", "--undo"), ("no-such-backup",), ("latest",), ("--undo",)])
+def test_restore_of_nothing_is_one_line(run: Any, arguments: tuple[str, ...]) -> None:
+    refused = run("jobs", "restore", *arguments)
+    assert refused.exit_code in (1, 2)
+    assert refused.stdout == ""
+    assert "Traceback" not in refused.stderr
+
+
 def test_set_aside(run: Any, app: Flask, defaults: list[str]) -> None:
     runtime_of(app).ledger.request_run("sync_accounts", "1")
     store = runtime_of(app).settings.userdata_dir / "scheduler.db"
