@@ -218,8 +218,9 @@ def test_the_scheduler_is_switched_off_and_the_broker_away_and_the_archive_holds
     bundle = tmp_path / "support.tar.gz"
     with settings_changed(one, changed):
         wait_until("the web", lambda: client.get("/api/v1/health/live").status_code, lambda s: s == 200, within=60)
-        # A log that repeats them, as the caller's mistake or a task's may.
-        for value in PLANTED.values():
+        # A log that repeats them without a word about what they are, as a caller's mistake or a task may. Those in
+        # errors are known to nobody, and found by what stands before them.
+        for value in (value for place, value in PLANTED.items() if place not in ("error", "url")):
             client.get("/login", params={"next": value})
             client.get(f"/{value}")
         outcome = doctor(one, "--json", "--bundle", str(bundle))
@@ -243,7 +244,7 @@ def assert_complete(held: Mapping[str, str], stack: Stack) -> None:
     assert names >= {
         f"app/{name}" for name in ("settings.txt", "status.json", "jobs.json", "alarms.json", "stores.json")
     }
-    assert "GET /login" in held[f"whalefall-support/{log}"] or "/login" in held[f"whalefall-support/{log}"]
+    assert "/login?next=***" in held[f"whalefall-support/{log}"]
     assert '"never"' in held["whalefall-support/app/jobs.json"]
     assert "RuntimeError: login failed" in held["whalefall-support/app/alarms.json"]
     assert "scheduler-disabled" in held["whalefall-support/host/doctor.json"]
@@ -257,7 +258,6 @@ def assert_without_secrets(held: Mapping[str, str], secrets: list[str]) -> None:
                 where = text.find(form)
                 assert where < 0, f"{form} is in {name}: ...{text[max(0, where - 100) : where + 100]}"
                 assert form not in name
-        assert "planted" not in text.lower() or "planted" not in text, f"a part of a secret is in {name}"
 
 
 def contents(bundle: Path) -> dict[str, str]:

@@ -43,11 +43,11 @@ parse_arguments() {
     elif [[ " ${KNOWN[*]} " == *" $1 "* ]]; then
       names+=("$1")
     elif ! parse_common_option "$1"; then
-      usage_error "unknown argument '$1'; accepted: all, ${KNOWN[*]}, --yes, --dry-run, --json, --help"
+      usage_error "unknown argument '$1'; accepted: all, ${KNOWN[*]/%/,} --yes, --dry-run, --json, --help"
     fi
     shift
   done
-  ((${#names[@]})) || usage_error "no secret is named; accepted: all, ${KNOWN[*]}"
+  ((${#names[@]})) || usage_error "no secret is named; accepted: all, ${KNOWN[*]/%/,} --help"
   local name
   for name in "${names[@]}"; do
     [[ $'\n'$(secrets_of_shape)$'\n' == *$'\n'"$name"$'\n'* ]] || usage_error "a stack of the shape $(shape) has no $name"
