@@ -183,7 +183,8 @@ def line_of(verdict: Verdict, late_after_s: float) -> str:
     if verdict.duration_s is not None:
         figures.append(f"duration={verdict.duration_s}s")
     # The bar begins the performance data; a line feed would begin what monitoring systems call long output.
-    text = " ".join(verdict.message.replace("|", "/").split())
+    message = "".join(each if each.isprintable() else " " for each in verdict.message.replace("|", "/"))
+    text = " ".join(message.split())
     state = "" if verdict.state in ("ok", "unknown") else f"{verdict.state}: "
     return f"{name} - {verdict.job_id}: {state}{text}{' | ' if figures else ''}{' '.join(figures)}"
 
