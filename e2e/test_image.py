@@ -21,7 +21,7 @@ COMPILERS = ("gcc", "cc", "g++", "clang", "tcc", "make", "ld", "as", "pip", "pip
 #: What a key or a password looks like in a layer or in a command of the history.
 SECRET_SHAPES = (
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    rb"(?i)(?:password|secret_key|api_token|authorization)\s*[=:]\s*['\"]?[A-Za-z0-9+/_-]{16,}",
+    rb"(?i)(?:password|secret_key|api_token|authorization)[ \t]*[=:][ \t]*['\"]?[A-Za-z0-9+/_-]{16,}",
     rb"https?://[^/\s:@'\"]+:[^/\s:@'\"]+@[A-Za-z0-9]",
 )
 #: Files that a build or an installation leaves behind, and those that hold this host's addresses or secrets.

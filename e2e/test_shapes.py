@@ -189,15 +189,19 @@ class EveryShape:
 
     def test_every_line_of_the_log_is_json(self, shape: Shape) -> None:
         shape.client().jobs()  # nginx says nothing until it is asked
-        told = {}
-        for container in shape.containers():
-            for line in container.logs().decode().splitlines():
-                read = json.loads(line)
-                assert {"time", "level", "program", "node", "message"} <= set(read), line
-                assert read["node"] == container.attrs["Config"]["Hostname"], line
-                told[read["program"]] = datetime.fromisoformat(read["time"]).utcoffset()
-        assert set(told) == set(self.SERVICES)
-        assert None not in told.values()
+
+        def programs() -> set[str]:
+            told = set()
+            for container in shape.containers():
+                for line in container.logs().decode().splitlines():
+                    read = json.loads(line)
+                    assert {"time", "level", "program", "node", "message"} <= set(read), line
+                    assert read["node"] == container.attrs["Config"]["Hostname"], line
+                    assert datetime.fromisoformat(read["time"]).utcoffset() is not None, line
+                    told.add(read["program"])
+            return told
+
+        wait_until("a line of each", programs, lambda told: told == set(self.SERVICES), within=10)
 
     def test_a_run_is_followed_through_the_containers(self, shape: Shape) -> None:
         run_id = shape.client().run_now(JOB)["run_id"]
