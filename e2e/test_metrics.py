@@ -326,6 +326,28 @@ def test_the_overlay_fits_every_shape(tmp_path: Path, shape: Shape) -> None:
     assert "prometheus" in stack.compose("config", "--services").split()
 
 
+@pytest.mark.parametrize(
+    ("image", "command", "variable", "value", "accepted"),
+    [
+        ("nginx", "start-nginx.sh", "METRICS_ALLOW", "10.0.0.0/8, everybody", "IP addresses or networks"),
+        ("prometheus", "start-prometheus.sh", "ALERTMANAGERS", "http://here:9093", "host:port"),
+    ],
+)
+def test_a_bad_value_is_one_clear_line(image: str, command: str, variable: str, value: str, accepted: str) -> None:
+    name = f"whalefall/{image}:{os.environ.get('WHALEFALL_TAG', 'latest')}"
+    container = docker.from_env().containers.run(
+        name, [command], environment={variable: value}, network_mode="none", detach=True
+    )
+    try:
+        assert container.wait(timeout=30)["StatusCode"] == 1
+        (line,) = container.logs().decode().splitlines()
+    finally:
+        container.remove(force=True)
+    assert variable in line
+    assert value.rpartition(" ")[2] in line
+    assert accepted in line
+
+
 @pytest.fixture
 def promtool() -> Callable[..., str]:
     """promtool of the image, on the tree's own files."""
