@@ -122,7 +122,7 @@ CATALOGUE: Mapping[str, Kind] = {
     "legacy-jobs": Kind(
         "note",
         "An older app kept its jobs in this file (apscheduler_jobs). They are left as they are and do not run here.",
-        "scripts/import_legacy_jobstore.sh --help",
+        "scripts/import_legacy_jobstore.sh --from-store --dry-run",
         "job-did-not-fire",
     ),
     "defaults-invalid": Kind(
