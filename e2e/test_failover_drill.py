@@ -29,7 +29,7 @@ def drill(stack: Stack) -> dict[str, Any]:
     (line,) = outcome.stdout.splitlines()
     verdict: dict[str, Any] = json.loads(line)
     assert verdict["proven"], verdict
-    assert verdict["due"] > 150
+    assert verdict["due"] > 100
     assert [job["id"] for job in stack.bearer().jobs() if job["id"].startswith("drill-")] == []
     return verdict
 

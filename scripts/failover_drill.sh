@@ -7,8 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=scripts/lib/drill.sh
 source "$ROOT/scripts/lib/drill.sh"
 
-readonly BEFORE_S=15 # of undisturbed probes; the first come after 5 s
-readonly AFTER_S=10  # of probes on the whole stack again
+readonly BEFORE_S=12 # of undisturbed probes; the first come after 5 s
+readonly AFTER_S=6   # of probes on the whole stack again
 readonly WINDOW_S=10 # in which the busiest one is looked for
 
 jobs=20
