@@ -87,7 +87,8 @@ def answer(arguments: list[str]) -> int:
         script = str(Path(__file__))
         command = ["bash", "-c", IN_STACK, script, str(ROOT / "scripts" / "lib.sh")]
         os.execvp("bash", [*command, "flask", "jobs", "validate-cron", *arguments])  # noqa: S606, S607
-    os.environ.setdefault("SCHEDULER_TIMEZONE", stack_timezone())
+    if "--timezone" not in arguments and "SCHEDULER_TIMEZONE" not in os.environ:
+        arguments = ["--timezone", stack_timezone(), *arguments]
     from click import ClickException
 
     try:

@@ -10,7 +10,7 @@ from app.cli.console import as_json, jobs, one_line_errors, print_json
 from app.i18n import LANGUAGES
 from app.services.operations.cron_check import MOST_FIRES, check_cron, cron_lines
 from app.services.operations.failure import OperationFailed
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 
 
 @jobs.command("validate-cron", with_appcontext=False)
@@ -29,13 +29,20 @@ def validate_cron(
     EXPRESSION has 5 parts (minute hour day month day_of_week), 6 (second first) or 7 (year last). Weekday numbers are
     crontab's: 0 and 7 are Sunday.
     """
-    zone = timezone or Settings.load().scheduler_timezone
+    zone = timezone or _own_timezone()
     check = check_cron(expression, timezone=zone, count=count, after=_moment(after), language=lang)
     if as_json:
         print_json(check.as_json())
         return
     for line in cron_lines(check, lang):
         click.echo(line)
+
+
+def _own_timezone() -> str:
+    try:
+        return Settings.load().scheduler_timezone
+    except SettingsError as error:
+        raise OperationFailed(str(error)) from error
 
 
 def _moment(text: str | None) -> datetime | None:
