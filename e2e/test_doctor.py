@@ -62,6 +62,10 @@ store.execute(f"UPDATE jobs SET {{sys.argv[2]}} = ? WHERE id = ?", (sys.argv[3],
 store.commit()
 """
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
+LEAVE_A_MEGABYTE = """
+free=$(df --output=avail -k /app/userdata | tail -n 1)
+head -c "$(((free - 1024) * 1024))" /dev/zero > /app/userdata/filler
+"""
 SPOIL = f"""
 import pathlib
 file = pathlib.Path("{JOB_STORE}")
@@ -408,7 +412,7 @@ def test_a_full_volume(tmp_path: Path) -> None:
         assert "disk-full" not in findings(stack)
         with full_volume(stack):
             assert "no room is left" in findings(stack)["disk-full"]["what"]
-        stack.execute("sh", "-c", "head -c 21M /dev/zero > /app/userdata/filler")
+        stack.execute("sh", "-c", LEAVE_A_MEGABYTE)
         assert "MiB left" in findings(stack)["disk-low"]["what"]
 
 

@@ -80,8 +80,8 @@ look_at_container() {
   # One that was removed since it was listed is no finding.
   IFS='|' read -r name service state code out_of_memory restarts health error \
     < <(docker inspect --format "$CONTAINER_FIELDS" "$1" 2> /dev/null) || return 0
-  if [[ $out_of_memory == true ]]; then
-    finding error out-of-memory "$name was killed for want of memory" \
+  if [[ $out_of_memory == true ]] || { [[ $state == running ]] && has_killed_for_memory "$1"; }; then
+    finding error out-of-memory "in $name a process was killed for want of memory" \
       "It reached MEMORY_LIMIT. Runs that it had going are lost, and on record as such." \
       "docker stats --no-stream $name; grep MEMORY_LIMIT .env" runbooks/job-did-not-fire.md
   fi
@@ -108,6 +108,15 @@ look_at_container() {
       fi
       ;;
   esac
+}
+
+# Of a container that survived it only its control group tells (version 2, and version 1).
+has_killed_for_memory() {
+  local counts
+  # One of the two is not there.
+  counts=$(timeout 10 docker exec "$1" cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control \
+    2> /dev/null) || true
+  grep -q '^oom_kill [1-9]' <<< "$counts"
 }
 
 say_restarting() {
