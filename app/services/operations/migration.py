@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, func, inspect, select, table, text
 from sqlalchemy.exc import OperationalError
 
 from app.db.engines import create_engine_for, read_transaction
+from app.db.jobstore_tables import holds
 from app.db.migrate import (
     COMPATIBILITY_TABLES,
     HEADS,
@@ -29,6 +30,7 @@ from app.settings import Settings
 from app.version import VERSION
 
 STORES: tuple[Store, ...] = get_args(Store)
+_HOLDS_SINCE = "0003"
 _DEADLOCK = "40P01"
 _ATTEMPTS = 5
 _PAUSE_S = 0.5
@@ -78,6 +80,8 @@ def unusable_reason(settings: Settings, revisions: Mapping[Store, str]) -> str |
     for store in STORES:
         with read_transaction(create_engine_for(store_url(settings, store))) as connection:
             reason = _why_unusable(connection, store, revisions[store])
+            if reason is None and store == "jobstore" and revisions[store] < _HOLDS_SINCE:
+                reason = _why_not_while_held(connection)
             if reason is not None:
                 return reason
     return None
@@ -130,6 +134,12 @@ def _why_unusable(connection: Connection, store: Store, revision: str) -> str | 
     if oldest is not None and oldest <= revision:
         return None
     return f"the {store} database is at schema {present}, usable from {oldest or present} on, and it knows {revision}"
+
+
+def _why_not_while_held(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(holds.name) or connection.execute(select(holds.c.name)).first() is None:
+        return None
+    return "all jobs are held, which it does not know of: it would fire them; release the hold first"
 
 
 def _count_rows(connection: Connection, store: Store, only: Mapping[str, int] | None = None) -> dict[str, int]:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, text
 
 from app.db.engines import create_engine_for, read_transaction, write_transaction
 from app.db.migrate import HEADS, Store, current_revision, ensure_schema, schema_transaction, upgrade_schema
+from app.ledger import Ledger
 from app.services.operations.failure import OperationFailed
 from app.services.operations.migration import migrate_stores, parse_revisions, unusable_reason
 from app.settings import Settings
@@ -148,3 +149,14 @@ def test_a_check_changes_nothing(settings: Settings, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "usable from 0002 on, and it knows 0001" in done.stderr
     assert revision(settings) == "0002"
+
+
+def test_a_release_that_knows_of_no_holds_is_kept_from_held_jobs(settings: Settings) -> None:
+    migrate_stores(settings, usable_for=FIRST_RELEASE)
+    engine = create_engine_for(settings.jobstore_url)
+    ledger = Ledger(engine)
+    ledger.hold("a restore", by="test")
+    assert "all jobs are held" in str(unusable_reason(settings, FIRST_RELEASE))
+    assert unusable_reason(settings, PRESENT) is None
+    ledger.release_hold("skip")
+    assert unusable_reason(settings, FIRST_RELEASE) is None
