@@ -25,25 +25,33 @@ is_healthy() {
 # A container that starts over and over (a damaged store does that) is stopped as a whole, and looked after from a
 # container beside it.
 see_what_runs() {
-  local status settled
+  local status restarts
   if [[ $(shape) != prod ]]; then
     supervised=false
     is_healthy || runs=false
     return
   fi
+  restarts=$(restarts_of_stack)
   while ! is_healthy; do
     # Its exit code tells that some are stopped, as after an operation that was interrupted: no failure here.
     status=$(in_stack supervisorctl status "${PROGRAMS[@]}" 2> /dev/null) || true
-    settled=$(grep -cE ' (RUNNING|STOPPED) ' <<< "$status ") || true # grep fails on a count of 0
-    [[ $settled -lt ${#PROGRAMS[@]} ]] || return 0
-    if [[ $status != *STARTING* || $SECONDS -ge $SETTLED_WITHIN_S ]]; then
+    if [[ $(restarts_of_stack) != "$restarts" || ! $status =~ (RUNNING|STOPPED|STARTING) ||
+      $status =~ (BACKOFF|EXITED|FATAL|UNKNOWN) ]]; then
       supervised=false
       runs=false
       warn "the stack does not keep running; working in a container beside it"
       return 0
     fi
+    # One that runs may be about to end: only a stopped one stays as it is.
+    [[ $status != *STOPPED* || $status == *STARTING* ]] || return 0
+    [[ $SECONDS -lt $SETTLED_WITHIN_S ]] || return 0
     sleep 1
   done
+}
+
+restarts_of_stack() {
+  # shellcheck disable=SC2154 # require_stack sets it
+  docker inspect --format '{{.RestartCount}}' "$stack_container"
 }
 
 # Standard input goes to the command.
