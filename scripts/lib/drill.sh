@@ -34,6 +34,7 @@ in_app() {
 
 well() {
   local container
+  # shellcheck disable=SC2153 # stack.sh sets it
   for container in $(containers_of "$SERVICE"); do
     if [[ $(health_of "$container") == healthy ]]; then
       echo "$container"

@@ -7,7 +7,8 @@ readonly RESTARTS_MANY=2
 
 found_text=()
 found_json=()
-found_worst=note # of what was found
+# shellcheck disable=SC2034 # scripts/doctor.sh reads it
+found_worst=note
 
 # finding SEVERITY ID WHAT MEANING COMMAND RUNBOOK; the severities and the form are those of doctor_findings.py.
 finding() {
@@ -16,6 +17,7 @@ finding() {
     "${severity^^}" "$id" "$what" "$means" "$command" "$page")")
   found_json+=("$(printf '{"id": "%s", "severity": "%s", "what": "%s", "means": "%s", "command": "%s", "runbook": "%s"}' \
     "$id" "$severity" "$(json_text "$what")" "$(json_text "$means")" "$(json_text "$command")" "$page")")
+  # shellcheck disable=SC2034 # as above
   [[ $severity == note ]] || found_worst=$severity
 }
 
