@@ -170,6 +170,7 @@ look_for_absent_services() {
 # The same words as in app/settings.py.
 look_at_enable_scheduler() {
   local container value
+  # shellcheck disable=SC2153 # stack.sh sets SERVICE
   for container in $(docker ps --all --quiet --filter "label=com.docker.compose.project=$(project_name)" \
     --filter "label=com.docker.compose.service=$SERVICE" --filter label=com.docker.compose.oneoff=False); do
     value=$(docker inspect --format '{{range .Config.Env}}{{println .}}{{end}}' "$container" |
