@@ -32,6 +32,7 @@ def stream() -> Iterator[io.StringIO]:
 @pytest.fixture
 def nobody_catches() -> Iterator[None]:
     process, thread = sys.excepthook, threading.excepthook
+    logging.captureWarnings(False)  # an app that an earlier test built began it, and pytest has undone it since
     log_what_nobody_catches()
     yield
     logging.captureWarnings(False)
