@@ -43,7 +43,7 @@ def busy_nodes(runtime: Runtime, *, window_s: float) -> list[BusyNode]:
     )
     still = select(runs.c.node, func.count()).where(IS_ACTIVE, runs.c.outcome == "running").group_by(runs.c.node)
     with read_transaction(runtime.jobstore) as connection:
-        started: dict[str | None, int] = dict(connection.execute(begun).tuples().all())
-        running: dict[str | None, int] = dict(connection.execute(still).tuples().all())
+        started = {name: int(count) for name, count in connection.execute(begun)}
+        running = {name: int(count) for name, count in connection.execute(still)}
     found = [BusyNode(name, running.get(name, 0), started.get(name, 0)) for name in living]
     return sorted(found, key=lambda node: (-node.started - node.running, node.name))
