@@ -200,7 +200,7 @@ def _jobs(runtime: Runtime) -> Any:
     shown = [column for column in jobs.c if column.name not in ("kwargs", "ping_url")]
     with read_transaction(runtime.jobstore) as connection:
         found = [dict(row) for row in connection.execute(select(*shown).order_by(jobs.c.id)).mappings()]
-        texts = {job_id: kwargs for job_id, kwargs in connection.execute(select(jobs.c.id, jobs.c.kwargs))}
+        texts = {row.id: row.kwargs for row in connection.execute(select(jobs.c.id, jobs.c.kwargs))}
     for job in found:
         job["kwargs_names"] = _names_in(texts.get(job["id"], ""))
     return found
