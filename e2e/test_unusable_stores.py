@@ -175,6 +175,7 @@ def test_a_newer_schema_is_left_alone(server: PostgresServer, url: str, tmp_path
     assert machine.start().returncode == 0
     with server.connect("start") as connection:
         connection.execute("UPDATE jobstore_schema_version SET version_num = '9999'")
+        connection.execute("UPDATE jobstore_schema_compatibility SET usable_from = '9998'")
     assert_one_line(machine.start(), "The jobstore database is at schema 9999, which this release does not know")
     with server.connect("start") as connection:
         assert connection.execute("SELECT version_num FROM jobstore_schema_version").fetchall() == [("9999",)]

@@ -30,6 +30,9 @@ Row = list[str | None]
 _ESCAPES = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
 """What COPY's text format writes behind a backslash; any other byte there stands for itself."""
 
+_PROGRAMS = f"/usr/local/bin:{os.defpath}"
+"""Where pg_dump is looked for: its environment holds nothing of this process's but what it needs."""
+
 logger = logging.getLogger(__name__)
 
 
