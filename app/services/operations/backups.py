@@ -146,9 +146,9 @@ def back_up(settings: Settings, *, reason: str, keep: int | None = None, spare: 
     folder = backups_folder(settings)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remove_stale_partials(folder)
+    created_at = utc_now()  # before any snapshot: whatever was on record by then is in the backup
     with _opened_sources(settings) as sources:
         _check_space(folder, sum(source.bytes() for source in sources.values()))
-        created_at = utc_now()
         partial = new_folder(folder, _PARTIAL + stamp(created_at))
         try:
             manifest = _copy_all(sources, partial, created_at=created_at, reason=reason)
