@@ -177,7 +177,11 @@ def _as_libpq(url: str) -> tuple[str, Mapping[str, str]]:
         query=parsed.query,
     )
     password = {"PGPASSWORD": str(parsed.password)} if parsed.password else {}
-    return plain.render_as_string(hide_password=False), {**os.environ, **password, "PGCONNECT_TIMEOUT": "10"}
+    return plain.render_as_string(hide_password=False), {
+        "PATH": _PROGRAMS,
+        "PGCONNECT_TIMEOUT": "10",
+        **password,
+    }
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
