@@ -113,6 +113,7 @@ def test_another_machine(here: Site, operator: Operator, tmp_path: Path) -> None
     client.create_job("weekly_report", "copy_report", DAILY)
     client.run_now("weekly_report")
     wait_until("its run", lambda: here.outcomes("weekly_report"), partial(eq, ["success"]), within=30)
+    here.execute("flask", "jobs", "backup")  # last night's
     with bare_site(tmp_path / "new", "runbooks-new") as new:
         carrying = Carrier(here.checkout, to=new.checkout)
         done = Operator(new.checkout, machines={"the old machine": carrying})
