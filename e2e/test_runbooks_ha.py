@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import docker
 import pytest
 
 from e2e.harness.client import SCHEDULER
@@ -21,6 +22,11 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with site(tmp_path_factory.mktemp("runbooks"), "runbooks-ha") as made:
         tag_images(made.checkout.project, "ha")
         yield made
+    # Back in the shape `prod`, Compose knows nothing of the broker's volume.
+    for volume in docker.from_env().volumes.list(
+        filters={"label": f"com.docker.compose.project={made.checkout.project}"}
+    ):
+        volume.remove()
 
 
 @pytest.fixture
