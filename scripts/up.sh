@@ -197,7 +197,9 @@ wait_until_healthy() {
   local container state deadline=$((SECONDS + HEALTHY_WITHIN_S))
   local -a waiting
   local -A restarts=()
-  mapfile -t waiting < <(compose ps --all --quiet)
+  # Not those of `compose run`, of which one may have been left behind.
+  mapfile -t waiting < <(docker ps --all --quiet --filter "label=com.docker.compose.project=$(project_name)" \
+    --filter label=com.docker.compose.oneoff=False)
   for container in "${waiting[@]}"; do
     restarts[$container]=$(docker inspect --format '{{.RestartCount}}' "$container")
   done
