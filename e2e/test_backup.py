@@ -70,3 +70,13 @@ def test_backups_under_load_hold_every_run_up_to_their_moment(stack: Stack, tmp_
             assert seen <= held, f"backup {number} lacks {len(seen - held)} of {len(seen)} runs"
             assert manifest["stores"]["jobstore"]["rows"]["runs"] == len(held)
             assert manifest["newest_run"]["run_id"] == max(held)
+
+
+def test_a_stopped_stack_is_backed_up(stack: Stack) -> None:
+    stack.compose("stop", timeout=120)
+    try:
+        path = run_on(stack, "backup_jobstore.sh").stdout.strip()
+    finally:
+        stack.compose("start")
+        stack.wait_until_ready()
+    stack.execute("flask", "jobs", "verify", path)

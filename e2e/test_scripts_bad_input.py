@@ -37,7 +37,12 @@ OPERANDS = {
     "explain.sh": ["job", "12:00"],
     "import_jobs.sh": [str(ROOT / "README.md")],
     "import_legacy_jobstore.sh": [str(ROOT / "README.md")],
+    "load_bundle.sh": [str(ROOT / "README.md")],
+    "save_bundle.sh": ["/nowhere/bundle.tar"],
 }
+
+#: Takes as many words as there are names.
+TAKES_ANY_WORD = ("make_dev_cert.sh", "surplus")
 
 #: What an operator's machine has, docker apart.
 TOOLS = Path("/usr/bin"), Path("/bin"), Path("/usr/sbin"), Path("/sbin")
@@ -65,6 +70,7 @@ def present_state() -> dict[str, object]:
         str(path.relative_to(ROOT)): path.stat().st_mtime_ns
         for pattern in (".env", ".secrets/*", ".build/**/*", "compose/.env")
         for path in ROOT.glob(pattern)
+        if path.suffix != ".lock"  # of operations on the stacks of tests that run beside this one
     }
     containers = docker.from_env().containers.list(
         all=True, filters={"label": "com.docker.compose.project.working_dir=" + str(ROOT)}
@@ -88,6 +94,8 @@ def without_docker(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("argument", ["--no-such-flag", "surplus", "-z", "--help-me", "--yes=1"])
 def test_unknown_argument(script: str, argument: str) -> None:
+    if (script, argument) == TAKES_ANY_WORD:
+        pytest.skip("a certificate may be made for any name")
     assert_one_clear_line(script, run_script(script, *OPERANDS.get(script, []), argument), names=argument)
 
 
@@ -109,6 +117,12 @@ def test_unknown_argument_behind_a_good_one(script: str) -> None:
         "rolling_restart.sh": "--dry-run",
         "explain.sh": "--json",
         "import_legacy_jobstore.sh": "--yes",
+        "load_bundle.sh": "--dry-run",
+        "logs.sh": "--json",
+        "make_dev_cert.sh": "--dry-run",
+        "rollback.sh": "--dry-run",
+        "save_bundle.sh": "--dry-run",
+        "upgrade.sh": "--local",
     }
     assert_one_clear_line(script, run_script(script, good[script], "--no-such-flag"), names="--no-such-flag")
 
@@ -186,13 +200,3 @@ def test_reset_asks_before_it_does_anything(stack: Stack) -> None:
     outcome = run_script("reset_jobstore.sh", environment=environment_of(stack))
     assert_one_clear_line("reset_jobstore.sh", outcome, names="--yes")
     stack.wait_until_ready(within=5)
-
-
-def test_backup_of_a_stopped_stack_is_refused(stack: Stack) -> None:
-    stack.compose("stop", timeout=120)
-    try:
-        outcome = run_script("backup_jobstore.sh", environment=environment_of(stack))
-        assert_one_clear_line("backup_jobstore.sh", outcome, names="not running")
-    finally:
-        stack.compose("start")
-        stack.wait_until_ready()
