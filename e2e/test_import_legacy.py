@@ -71,6 +71,7 @@ def _as_it_was(api: Client) -> Iterator[None]:
 @pytest.mark.usefixtures("_as_it_was")
 def test_take_over(stack: Stack, api: Client, old_store: Path) -> None:
     options = [str(old_store), "--map", "fire_away=oracle_fire"]
+    api.data("POST", f"{SCHEDULER}/jobs/actions/reload")  # nothing was changed here by hand
     before = api.jobs()
     asked = run_script("import_legacy_jobstore.sh", *options, environment=environment_of(stack))
     assert asked.code == 1  # without a terminal there is nobody to ask

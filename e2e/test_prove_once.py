@@ -99,7 +99,8 @@ def begun(stack: Stack, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
     said = stack.folder / f"said-{time.monotonic_ns()}"
     with said.open("w") as stderr:
         process = subprocess.Popen(
-            [str(ROOT / "scripts" / SCRIPT), "--yes", *arguments],
+            # A test run in the background hears no Ctrl-C, and neither would its children.
+            ["env", "--default-signal=INT", str(ROOT / "scripts" / SCRIPT), "--yes", *arguments],
             env=environment_of(stack),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
