@@ -21,6 +21,7 @@ SHARING = ("e2e/faults/ha", "e2e/faults/one")
 ALONE = "alone"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_is_alone)  # stable: the order of the files stays
     for item in items:
