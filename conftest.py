@@ -1,7 +1,7 @@
 """How the tests share one machine, when several workers run them at a time (scripts/test.sh).
 
-Tests that share a stack go to one worker, one file after the other; tests that judge a pace (marker `alone`) come last,
-and nothing else runs meanwhile.
+Tests that share a stack go to one worker, one file after the other; those that judge a pace come last, and nothing else
+runs meanwhile.
 """
 
 from __future__ import annotations
@@ -12,31 +12,47 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent
 #: Folders whose files share a stack.
 SHARING = ("e2e/faults/ha", "e2e/faults/one")
-ALONE = "alone"
+#: Files that judge a pace; and the browser's, whose connections end when networks come and go with others' stacks.
+ALONE = (
+    "e2e/faults/ha/test_clock_stepped.py",
+    "e2e/faults/ha/test_database_down.py",
+    "e2e/faults/ha/test_scheduler_killed.py",
+    "e2e/test_pages.py",
+    "e2e/test_pages_do_not_stall.py",
+)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def group_of(nodeid: str) -> str:
+    """What a test must be run together with, in one worker."""
+    path = nodeid.partition("::")[0]
+    if path in ALONE:
+        return "alone"
+    return next((folder for folder in SHARING if path.startswith(f"{folder}/")), path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_is_alone)  # stable: the order of the files stays
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
 def _is_alone(item: pytest.Item) -> bool:
-    return item.get_closest_marker(ALONE) is not None
+    return group_of(item.nodeid) == "alone"
 
 
-def _group(item: pytest.Item) -> str:
-    if _is_alone(item):
-        return ALONE
-    path = item.path.relative_to(ROOT).as_posix()
-    return next((folder for folder in SHARING if path.startswith(f"{folder}/")), path)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - only where several workers are wanted
+
+    class InGroups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return InGroups(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -51,7 +67,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
 @contextmanager
 def _machine(lock: Path, *, alone: bool) -> Iterator[None]:
     """Takes the machine, shared with the other workers or alone. Whoever wants it alone keeps newcomers out."""
-    with (lock.with_suffix(".door")).open("w") as door, lock.open("w") as inside:
+    with lock.with_suffix(".door").open("w") as door, lock.open("w") as inside:
         fcntl.flock(door, fcntl.LOCK_EX)
         fcntl.flock(inside, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         if not alone:

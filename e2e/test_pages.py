@@ -15,9 +15,6 @@ from e2e.harness.client import SCHEDULER, Client
 from e2e.harness.stack import Stack
 from e2e.harness.waiting import wait_until
 
-#: Networks that come and go with the stacks of other tests end the browser's connections.
-pytestmark = pytest.mark.alone
-
 # Debian's own browser; it must neither call home nor need a sandbox that a container's root cannot make.
 CHROMIUM = "/usr/bin/chromium"
 CHROMIUM_FLAGS = [

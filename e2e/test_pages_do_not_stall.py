@@ -73,7 +73,6 @@ def outcomes(api: Client, job_id: str) -> list[str]:
 
 
 @pytest.mark.timeout(420)
-@pytest.mark.alone
 def test_dashboard_keeps_its_pace_while_a_job_burns(stack: Stack, api: Client, admin: Client) -> None:
     ratios = []
     with ThreadPoolExecutor(PER_SECOND) as pool:

@@ -158,7 +158,7 @@ main() {
   local -a selected=(-m "not faults_long")
   [[ -z $faults ]] || selected=()
   # Most tests wait most of the time: several workers share the machine (conftest.py). A chosen few run in this process.
-  [[ -n $expression ]] || selected+=(--numprocesses "$WORKERS" --dist loadgroup --no-loadscope-reorder)
+  [[ -n $expression ]] || selected+=(--numprocesses "$WORKERS" --no-loadscope-reorder)
   exec python -m pytest "${folders[@]}" "${selected[@]}" ${expression:+-k "$expression"}
 }
 

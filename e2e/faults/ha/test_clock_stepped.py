@@ -22,7 +22,6 @@ def wrong_clocks_told(stack: Stack) -> set[str]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.alone
 def test_clock_stepped_by_an_hour_fires_nothing_early_or_twice(
     ha_stack: Stack, probes: Probes, schedulers: list[Container]
 ) -> None:
