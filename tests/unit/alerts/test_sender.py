@@ -102,7 +102,13 @@ def test_a_receiver_that_fails_is_tried_ever_more_seldom_and_complained_of_once(
     first, second, third = (got.time for got in receiver.received[:3])
     assert second - first >= 1
     assert third - second >= 2
-    lines = [record.getMessage() for record in caplog.records]
+    # The outbox is empty a moment before that is told.
+    lines = wait_until(
+        "both lines",
+        lambda: [record.getMessage() for record in caplog.records],
+        lambda found: len(found) >= 2,
+        within=5,
+    )
     assert len(lines) == 2, lines
     assert "cannot be delivered: 500" in lines[0]
     assert "delivered again" in lines[1]
