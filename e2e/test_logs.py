@@ -94,8 +94,7 @@ def test_every_line_is_json_whatever_happens(logged: Stack) -> None:
         assert any("SIGKILL" in line["message"] for line in found if line["program"] == "web")
 
         assert shown(logged, "--since", "1h")[-1]["program"] == "supervisor", "also of a stack that is stopped"
-        few = run_on(logged, "logs.sh").stdout.splitlines()
-        assert 100 <= len(few) <= 400, "the last lines alone, where nothing was asked for"
+        assert len(shown(logged)) == min(200, len(found)), "the last lines alone, where nothing was asked for"
     finally:
         logged.compose("start")
         logged.wait_until_ready()
