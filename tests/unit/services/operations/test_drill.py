@@ -342,8 +342,10 @@ class TestBadInput:
     def assert_one_line(refused: Result, names: str) -> None:
         assert refused.exit_code == 1, refused.output
         assert refused.stdout == ""
-        assert len(refused.stderr.splitlines()) == 1, refused.stderr
-        assert names in refused.stderr
+        # On a slow machine a probe came due before it was stopped: that it is waited for is told before.
+        said = refused.stderr.splitlines()
+        assert [line for line in said if line.startswith("Error: ")] == said[-1:], refused.stderr
+        assert names in said[-1]
 
 
 def test_faults_are_read_whole() -> None:
