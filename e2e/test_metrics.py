@@ -272,12 +272,11 @@ def test_many_containers_are_read_each(tmp_path: Path) -> None:
         expected = {"whalefall": 1, "whalefall_requests": 4}
         client = stack.anonymous()  # METRICS_ALLOW lets everybody read them
         wait_until(
-            "the worker's heartbeat",
-            lambda: total(samples(client), "whalefall_nodes", kind="worker"),
-            lambda n: n == 1,
+            "every node's heartbeat",
+            lambda: {kind: total(samples(client), "whalefall_nodes", kind=kind) for kind in ("scheduler", "worker")},
+            lambda nodes: nodes == {"scheduler": 2, "worker": 1},
             within=60,
         )
-        assert total(samples(client), "whalefall_nodes", kind="scheduler") == 2
         scripts = stack.bearer()
         scripts.create_job("metered", "oracle_fire", EVERY_SECOND)
         scripts.create_job("carried", "oracle_fire", EVERY_SECOND, executor="celery")
