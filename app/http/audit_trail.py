@@ -24,6 +24,11 @@ def audit_as(actor: str) -> None:
     g.audit_actor = actor
 
 
+def audit_action(action: str) -> None:
+    """Name what this request does, where its endpoint may do any of several things."""
+    g.audit_action = action
+
+
 def _record(response: Response) -> Response:
     if request.method not in WRITING_METHODS or request.endpoint is None:
         return response
@@ -35,7 +40,7 @@ def _record(response: Response) -> Response:
             record_audit(
                 current_runtime().database,
                 actor=actor,
-                action=request.endpoint,
+                action=g.get("audit_action") or request.endpoint,
                 target=request.path,
                 status=response.status_code,
                 address=request.remote_addr or "",

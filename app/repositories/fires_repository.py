@@ -22,13 +22,15 @@ _JOBS = "/api/v1/scheduler/jobs"
 EDITS = {
     "scheduler.pause_job": "pause",
     "scheduler.resume_job": "resume",
+    "scheduler.enable_job": "enable",
+    "scheduler.disable_job": "disable",
     "scheduler.change_job": "change",
     "scheduler.delete_job": "delete",
     "scheduler.restore_job": "restore",
     "scheduler.reload_jobs": "reload",
     "scheduler.act_on_job": "act",
 }
-"""What the audit log calls the requests that change when a job fires; `act` is any of several."""
+"""What the audit log calls the requests that change when a job fires; `act`, of releases before 0.2, is any of them."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from app.errors import (
     SchedulerNotRunning,
     ServiceUnavailable,
 )
+from app.http.audit_trail import audit_action
 from app.i18n import current_language, translate
 from app.job_fields import storable
 from app.ledger import Job
@@ -54,6 +55,15 @@ REASON_SHOWN = 200  # characters of the loop's problem that health repeats
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+AUDITED_AS: dict[Action, str] = {
+    "trigger": "scheduler.run_job",
+    "pause": "scheduler.pause_job",
+    "resume": "scheduler.resume_job",
+    "enable": "scheduler.enable_job",
+    "disable": "scheduler.disable_job",
+}
+"""What the audit log calls an action that a body asked for: as the path of its own, where it has one."""
 
 scheduler = APIBlueprint("scheduler", __name__, url_prefix="/api/v1/scheduler", tag="scheduler")
 
@@ -384,6 +394,7 @@ def restore_job(job_id: str) -> Response:
 @repeatable
 @scheduler.input(ActionInput, arg_name="body")
 def act_on_job(job_id: str, body: ActionInput) -> Response:
+    audit_action(AUDITED_AS[body.action])
     match body.action:
         case "trigger":
             return _run(job_id)

@@ -108,4 +108,5 @@ def test_real_requests_are_found_in_the_audit_log(
     edits = fires.edits("job")
     assert [edit.kind for edit in edits] == ["pause", "resume", "restore", "change", "delete", "act", "reload"]
     assert {edit.actor for edit in edits} == {"api-token"}
-    assert {edit.kind for edit in edits} == set(EDITS.values())
+    # A request that is refused before its body is read may have asked for either of these.
+    assert {edit.kind for edit in edits} == set(EDITS.values()) - {"enable", "disable"}

@@ -17,6 +17,7 @@ from app.db.clock import now_us
 from app.db.engines import write_transaction
 from app.db.jobstore_tables import jobs
 from app.repositories.accounts_repository import add_user
+from app.repositories.fires_repository import FiresRepository
 from app.runtime import Runtime
 from app.scheduler import stop_scheduler
 from app.services.accounts.passwords import hash_password
@@ -729,6 +730,29 @@ def test_a_cancellation_is_in_the_audit_log(
     with scheduling_runtime.database.connect() as connection:
         lines = connection.execute(text("SELECT actor, target, status FROM audit_log WHERE action LIKE '%cancel_run'"))
         assert list(lines) == [("admin", f"/api/v1/scheduler/runs/{run_id}/actions/cancel", 200)]
+
+
+def test_an_action_is_in_the_audit_log_by_what_it_did(api: FlaskClient, scheduling_runtime: Runtime) -> None:
+    """Whichever of the two paths asked for it."""
+    create(api)
+    stop_scheduler()
+    for action in ("trigger", "pause", "resume", "disable", "enable", "burn"):
+        api.post(f"{JOBS}/mine/action", json={"action": action})
+    for action in ("run", "pause", "resume"):
+        api.post(f"{JOBS}/mine/actions/{action}")
+    with scheduling_runtime.database.connect() as connection:
+        lines = list(
+            connection.execute(
+                text("SELECT action, target, status FROM audit_log WHERE target LIKE '%/mine/%' ORDER BY id")
+            )
+        )
+    by_body = [f"scheduler.{action}_job" for action in ("run", "pause", "resume", "disable", "enable")]
+    assert lines[:5] == [(action, f"{JOBS}/mine/action", 200) for action in by_body]
+    assert lines[5] == ("scheduler.act_on_job", f"{JOBS}/mine/action", 400)
+    by_path = [(action, status) for action, _, status in lines[6:]]
+    assert by_path == [("scheduler.run_job", 400), *((action, 200) for action in by_body[1:3])]
+    edits = FiresRepository(scheduling_runtime.jobstore, scheduling_runtime.database).edits("mine")
+    assert [edit.kind for edit in edits] == ["pause", "resume", "disable", "enable", "pause", "resume"]
 
 
 # Attempts
