@@ -13,24 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from e2e.harness.every_second import start_load
 from e2e.harness.scripts import run_on
 from e2e.harness.stack import Stack
-from e2e.harness.waiting import wait_until
 
 
 @pytest.fixture
 def stack(private_stack: Callable[..., Stack]) -> Stack:
     return private_stack()
-
-
-def fires_every_second(stack: Stack, count: int) -> list[str]:
-    """Own jobs that fire every second until they are deleted."""
-    client = stack.bearer()
-    ids = [f"load_{number}" for number in range(count)]
-    for job_id in ids:
-        client.create_job(job_id, "oracle_fire", {"trigger_type": "interval", "seconds": 1})
-    wait_until("the first fires", stack.starts, lambda starts: len(starts) >= 2 * count, within=30)
-    return ids
 
 
 @contextmanager
@@ -52,7 +42,7 @@ def manual_runs(stack: Stack, job_id: str) -> Iterator[None]:
 
 
 def test_backups_under_load_hold_every_run_up_to_their_moment(stack: Stack, tmp_path: Path) -> None:
-    ids = fires_every_second(stack, 20)
+    ids = start_load(stack, 20)
     with manual_runs(stack, ids[0]):
         for number in range(5):
             made = run_on(stack, "backup_jobstore.sh", "--json", "--copy-to", str(tmp_path))

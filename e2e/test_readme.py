@@ -22,7 +22,7 @@ def blocks(situation: str | None) -> list[tuple[Path, Block]]:
 @pytest.fixture(scope="module")
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     with site(tmp_path_factory.mktemp("readme"), "readme") as made:
-        yield Operator(made.checkout)
+        yield Operator(made)
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from e2e.harness.client import SCHEDULER
-from e2e.harness.oracle import FINAL, STARTED, every, judge, parse_moment
+from e2e.harness.every_second import EverySecond, start_load
+from e2e.harness.oracle import FINAL, STARTED
 from e2e.harness.scripts import Outcome, environment_of, run_on, run_script
 from e2e.harness.stack import SERVICE, Stack
 from e2e.harness.waiting import wait_until
@@ -76,16 +76,6 @@ def runs_in(stack: Stack, file: str = STORE) -> dict[str, str]:
     return found
 
 
-def fires_every_second(stack: Stack, count: int) -> list[str]:
-    """Own jobs that fire every second until they are deleted."""
-    client = stack.bearer()
-    ids = [f"load_{number}" for number in range(count)]
-    for job_id in ids:
-        client.create_job(job_id, "oracle_fire", {"trigger_type": "interval", "seconds": 1})
-    wait_until("the first fires", stack.starts, lambda starts: len(starts) >= 2 * count, within=30)
-    return ids
-
-
 def change_what_the_api_can(stack: Stack) -> dict[str, Any]:
     """A trigger, a pause, a switch and an own job; what `changed` must say again after the export is applied."""
     client = stack.bearer()
@@ -109,55 +99,11 @@ def changed(stack: Stack) -> dict[str, Any]:
     }
 
 
-class Probes:
-    """Two own jobs that fire every second, through resets, from an export that brings them back."""
-
-    IDS = ("each-moment", "folded")
-
-    def __init__(self, stack: Stack, folder: Path) -> None:
-        self.stack = stack
-        self.first = datetime.fromtimestamp(int(time.time()) + 3, tz=UTC)
-        client = stack.bearer()
-        for job_id in self.IDS:
-            trigger = {"trigger_type": "interval", "seconds": 1, "start_date": self.first.isoformat()}
-            client.create_job(job_id, "oracle_fire", trigger, coalesce=job_id == "folded", max_instances=10)
-        self.export = folder / "jobs.yaml"
-        run_on(stack, "export_jobs.sh", "--output", str(self.export))
-        self.wait_for_fires()
-
-    def wait_for_fires(self) -> None:
-        """Three more of each job than there are."""
-        before = self._counts()
-        wait_until(
-            "three more fires of each",
-            self._counts,
-            lambda now: all(now[job_id] >= before[job_id] + 3 for job_id in self.IDS),
-            within=40,
-        )
-
-    def _counts(self) -> dict[str, int]:
-        starts = self.stack.starts()
-        return {job_id: sum(start.job_id == job_id for start in starts) for job_id in self.IDS}
-
-    def judge(self) -> None:
-        """Every moment since the first has one outcome on record, none was started twice."""
-        client = self.stack.bearer()
-        for job_id in self.IDS:
-            client.data("POST", f"{SCHEDULER}/jobs/{job_id}/actions/pause")
-        histories = wait_until("all runs to end", self._histories, _all_ended, within=60)
-        lasts = {job_id: max(parse_moment(row["scheduled_for"]) for row in rows) for job_id, rows in histories.items()}
-        expected = {job_id: every(1, self.first, lasts[job_id]) for job_id in self.IDS}
-        verdict = judge(expected, self.stack.starts(), histories)
-        print(f"\n{verdict}")
-        assert verdict.clean, verdict
-
-    def _histories(self) -> dict[str, list[dict[str, Any]]]:
-        client = self.stack.bearer()
-        return {job_id: client.history(job_id) for job_id in self.IDS}
-
-
-def _all_ended(histories: Mapping[str, list[dict[str, Any]]]) -> bool:
-    return all(row["outcome"] in FINAL for rows in histories.values() for row in rows)
+def export_of(stack: Stack, folder: Path) -> Path:
+    """The jobs as they are now."""
+    file = folder / "jobs.yaml"
+    run_on(stack, "export_jobs.sh", "--output", str(file))
+    return file
 
 
 def killed_at(stack: Stack, step: int, *arguments: str) -> Outcome:
@@ -168,23 +114,24 @@ def killed_at(stack: Stack, step: int, *arguments: str) -> Outcome:
 def reset_killed_at(stack: Stack, steps: Iterator[int] | range | tuple[int, ...], folder: Path) -> None:
     """Kills a reset at each of the steps, and runs it again each time; judges the fires from before the first to after
     the last."""
-    probes = Probes(stack, folder)
-    arguments = ("--yes", "--from-export", str(probes.export))
+    fires = EverySecond(stack)
+    arguments = ("--yes", "--from-export", str(export_of(stack, folder)))
+    fires.wait_for_fires()
     for step in steps:
         killed = killed_at(stack, step, *arguments)
         assert killed.code == KILLED, f"step {step}: {killed}"
         again = run_script(SCRIPT, *arguments, environment=environment_of(stack))
         assert again.code == 0, f"after a kill at step {step}: {again}"
         stack.wait_until_ready()
-        assert {job["id"] for job in stack.bearer().jobs()} == BUILTIN | set(Probes.IDS)
-        probes.wait_for_fires()
-    probes.judge()
+        assert {job["id"] for job in stack.bearer().jobs()} == BUILTIN | set(EverySecond.IDS)
+        fires.wait_for_fires()
+    fires.judge()
 
 
 def test_reset_keeps_the_history_and_the_export_brings_the_changes_back(stack: Stack) -> None:
     at_first = changed(stack)
     wanted = change_what_the_api_can(stack)
-    fires_every_second(stack, 5)
+    start_load(stack, 5)
     stack.bearer().run_now("purge_run_history")
     long_run = stack.bearer().create_job(
         "long", "oracle_sleep", {"trigger_type": "interval", "days": 1}, kwargs={"seconds": 3}
@@ -284,7 +231,7 @@ def test_nothing_is_moved_while_another_container_has_the_store_open(stack: Stac
 @pytest.mark.parametrize("extent", ["middle", "all"])
 def test_damaged_store_is_kept_and_a_fresh_one_started(stack: Stack, extent: str) -> None:
     """The start refuses the damaged file and keeps it; the reset keeps it too, and the stack works again."""
-    fires_every_second(stack, 15)
+    start_load(stack, 15)
     # So many that the middle of the file is not all there is of it.
     wait_until("some history", lambda: len(runs_in(stack)), lambda count: count > 250, within=60)
     if extent == "middle":
@@ -335,17 +282,17 @@ def test_killed_at_every_step_and_run_again(private_stack: Callable[..., Stack],
 def test_store_in_postgresql(private_stack: Callable[..., Stack], tmp_path: Path) -> None:
     """Its tables go to a file aside and come back as history; users and inventory in the same database stay."""
     stack = private_stack(shape="ha", scale={"web": 1, "worker": 1})
-    probes = Probes(stack, tmp_path)
+    fires = EverySecond(stack)
+    export = export_of(stack, tmp_path)
+    fires.wait_for_fires()
     planned = run_on(stack, SCRIPT, "--dry-run")
     assert "the job store postgresql://postgres/whalefall" in planned.stdout
-    done = json.loads(
-        run_on(stack, SCRIPT, "--yes", "--from-export", str(probes.export), "--json").stdout.splitlines()[-1]
-    )
-    assert set(done["applied"]["added"]) == set(Probes.IDS)
-    assert {job["id"] for job in stack.bearer().jobs()} == BUILTIN | set(Probes.IDS)
+    done = json.loads(run_on(stack, SCRIPT, "--yes", "--from-export", str(export), "--json").stdout.splitlines()[-1])
+    assert set(done["applied"]["added"]) == set(EverySecond.IDS)
+    assert {job["id"] for job in stack.bearer().jobs()} == BUILTIN | set(EverySecond.IDS)
     [carried] = done["history"]
     kept = runs_in(stack, f"{done['aside']}/scheduler.db")
     assert carried["runs"] == len(kept) > 0
     assert stack.admin().data("GET", "/api/v1/scheduler/status")["nodes"]
-    probes.wait_for_fires()
-    probes.judge()
+    fires.wait_for_fires()
+    fires.judge()

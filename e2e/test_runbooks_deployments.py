@@ -35,12 +35,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def operator(here: Site) -> Operator:
-    return Operator(here.checkout)
+    return Operator(here)
 
 
 def test_scheduler_switched_off(here: Site, operator: Operator) -> None:
     here.keep(ENABLE_SCHEDULER="false")
-    here.up(ready=False)
+    here.start(ready=False)
     wait_until("the web to answer", lambda: here.status_of("/api/v1/health/basic"), partial(eq, 200), within=30)
     assert here.bearer().get(f"{SCHEDULER}/status").status_code == 409
     done = operator.follow("scheduler-api-409")
@@ -49,28 +49,28 @@ def test_scheduler_switched_off(here: Site, operator: Operator) -> None:
 
 def test_a_second_project(here: Site, operator: Operator) -> None:
     """A copy brought up beside the stack, under another name."""
-    second = f"{here.checkout.project}-2"
-    begun = here.checkout.run(
+    second = f"{here.project}-2"
+    begun = here.run(
         *("docker", "compose", "--project-name", second, "up", "--detach", "--no-build", "--wait"),
         env={"HTTP_PORT": str(free_port())},
     )
     try:
         assert begun.returncode == 0, begun.stderr
-        done = Operator(here.checkout, {"whalefall2": second}).follow("two-deployments")
+        done = Operator(here, {"whalefall2": second}).follow("two-deployments")
         assert f"{second} whalefall whalefall/allinone" in done.diagnosis
     finally:
-        here.checkout.run("docker", "compose", "--project-name", second, "down", "--volumes", "--timeout", "5", env={})
+        here.run("docker", "compose", "--project-name", second, "down", "--volumes", "--timeout", "5", env={})
 
 
 def test_password_file_that_was_changed(here: Site, operator: Operator) -> None:
-    file = here.checkout.folder / ".secrets" / "admin_password"
+    file = here.folder / ".secrets" / "admin_password"
     file.chmod(0o644)
     file.write_text("what somebody thought it was\n")
     operator.follow("forgotten-admin-password")
 
 
 def test_certificate_that_has_expired(here: Site, operator: Operator) -> None:
-    folder = here.checkout.folder / ".secrets" / "tls"
+    folder = here.folder / ".secrets" / "tls"
     folder.mkdir()
     expire(folder)
     port = str(free_port())
@@ -79,11 +79,11 @@ def test_certificate_that_has_expired(here: Site, operator: Operator) -> None:
         TLS_DIR=str(folder),
         HTTPS_PORT=port,
     )
-    here.up()
-    done = Operator(here.checkout, {"localhost:8443": f"localhost:{port}"}).follow("certificate-expired")
+    here.start()
+    done = Operator(here, {"localhost:8443": f"localhost:{port}"}).follow("certificate-expired")
     assert "expired" in done.diagnosis
     here.keep(COMPOSE_FILE="compose/docker-compose.prod.yml")
-    here.up()
+    here.start()
 
 
 def expire(folder: Path) -> None:
@@ -115,10 +115,10 @@ def test_another_machine(here: Site, operator: Operator, tmp_path: Path) -> None
     wait_until("its run", lambda: here.outcomes("weekly_report"), partial(eq, ["success"]), within=30)
     here.execute("flask", "jobs", "backup")  # last night's
     with bare_site(tmp_path / "new", "runbooks-new") as new:
-        carrying = Carrier(here.checkout, to=new.checkout)
-        done = Operator(new.checkout, machines={"the old machine": carrying})
+        carrying = Carrier(here, to=new)
+        done = Operator(new, machines={"the old machine": carrying})
         done.follow("restore-to-another-machine", "the old machine runs")
-        assert here.checkout.containers() == []
+        assert here.containers() == []
 
 
 @dataclass

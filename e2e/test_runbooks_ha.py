@@ -20,18 +20,16 @@ EVERY_SECOND = {"trigger_type": "interval", "seconds": 1}
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """First the one container; the first test moves it to the shape `ha`, the last one back."""
     with site(tmp_path_factory.mktemp("runbooks"), "runbooks-ha") as made:
-        tag_images(made.checkout.project, "ha")
+        tag_images(made.project, "ha")
         yield made
     # Back in the shape `prod`, Compose knows nothing of the broker's volume.
-    for volume in docker.from_env().volumes.list(
-        filters={"label": f"com.docker.compose.project={made.checkout.project}"}
-    ):
+    for volume in docker.from_env().volumes.list(filters={"label": f"com.docker.compose.project={made.project}"}):
         volume.remove()
 
 
 @pytest.fixture
 def operator(here: Site) -> Operator:
-    return Operator(here.checkout)
+    return Operator(here)
 
 
 def test_move(here: Site, operator: Operator) -> None:
@@ -48,21 +46,21 @@ def test_readme(here: Site, operator: Operator) -> None:
     for block in commands:
         operator.run(block, "README.md")
         here.wait_until_ready()
-    assert len(here.checkout.containers("scheduler")) == 3
-    here.checkout.compose("up", "--detach", "--no-build", "--wait")
-    assert len(here.checkout.containers("scheduler")) == 2
+    assert len(here.containers("scheduler")) == 3
+    here.compose("up", "--detach", "--no-build", "--wait")
+    assert len(here.containers("scheduler")) == 2
 
 
 def test_broker_down(here: Site, operator: Operator) -> None:
     client = here.bearer()
     client.create_job("on_workers", "oracle_fire", EVERY_SECOND, executor="celery")
-    here.checkout.compose("kill", "valkey")
+    here.compose("kill", "valkey")
     pending(here)
     operator.follow("broker-down", "broker")
 
 
 def test_no_worker(here: Site, operator: Operator) -> None:
-    here.checkout.compose("stop", "--timeout", "1", "worker")
+    here.compose("stop", "--timeout", "1", "worker")
     pending(here)
     done = operator.follow("broker-down", "worker")
     assert "Exited" in done.diagnosis
@@ -83,7 +81,7 @@ def alive(here: Site) -> int:
 
 
 def test_scheduler_lost(here: Site, operator: Operator) -> None:
-    here.checkout.containers("scheduler")[0].kill()
+    here.containers("scheduler")[0].kill()
     wait_until("one to be missed", lambda: alive(here), lambda count: count == 1, within=60)
     done = operator.follow("add-or-lose-a-scheduler", "lost")
     assert "exit 137" in done.diagnosis
@@ -97,4 +95,4 @@ def test_scheduler_wanted(here: Site, operator: Operator) -> None:
 def test_going_back(here: Site, operator: Operator) -> None:
     operator.follow("move-to-postgres", "go back")
     assert here.shape == "prod"
-    assert (here.checkout.folder / "since-the-move.sql").stat().st_size > 10_000
+    assert (here.folder / "since-the-move.sql").stat().st_size > 10_000

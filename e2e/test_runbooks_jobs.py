@@ -10,9 +10,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from e2e.harness.checkout import READY
 from e2e.harness.client import SCHEDULER
 from e2e.harness.runbooks import COPY_REPORT, Operator
-from e2e.harness.site import READY, Site, site
+from e2e.harness.site import Site, site
 from e2e.harness.waiting import wait_for_clock, wait_until
 
 DAILY = {"trigger_type": "cron", "cron_expression": "0 3 * * *"}
@@ -28,7 +29,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def operator(here: Site) -> Operator:
-    return Operator(here.checkout)
+    return Operator(here)
 
 
 def test_two_jobs_with_one_task(here: Site, operator: Operator) -> None:
@@ -103,7 +104,7 @@ class TestJobDidNotFire:
 
 def test_places_taken(here: Site, operator: Operator) -> None:
     here.keep(SCHEDULER_THREADS="1", DRAIN_SECONDS="1")
-    here.up()
+    here.start()
     client = here.bearer()
     client.create_job("long", "oracle_sleep", DAILY, kwargs={"seconds": 600})
     client.run_now("long")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from e2e.harness.checkout import READY
 from e2e.harness.client import SCHEDULER
 from e2e.harness.runbooks import COPY_REPORT, Operator
-from e2e.harness.site import READY, Site, site
-from e2e.harness.small_volume import FILL
+from e2e.harness.site import Site, site
+from e2e.harness.small_volume import FILL, SMALL_VOLUME
 from e2e.harness.sqlite_lock import APP_DATABASE, JOB_STORE
 from e2e.harness.waiting import wait_until
 
@@ -39,18 +40,6 @@ with sqlite3.connect("/app/userdata/scheduler.db", timeout=20) as connection:
 """
 
 
-#: A volume in memory, so small that a test can fill it.
-SMALL_VOLUME = """
-volumes:
-  userdata:
-    driver: local
-    driver_opts:
-      type: tmpfs
-      device: tmpfs
-      o: size=24m,mode=0750,uid=10001,gid=10001
-"""
-
-
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The one container. Each page leaves it as it should be: healthy."""
@@ -60,11 +49,11 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def operator(here: Site) -> Operator:
-    return Operator(here.checkout)
+    return Operator(here)
 
 
 def test_forgotten_transaction(here: Site, operator: Operator) -> None:
-    here.checkout.compose("run", "--detach", "--no-deps", "whalefall", "python3", "-I", "-c", FORGOTTEN_TRANSACTION)
+    here.compose("run", "--detach", "--no-deps", "whalefall", "python3", "-I", "-c", FORGOTTEN_TRANSACTION)
     wait_until("health to be red", lambda: here.status_of(READY), partial(eq, 503), within=60)
     done = operator.follow("database-is-locked")
     assert "BEGIN IMMEDIATE" in done.diagnosis, "the process that holds the lock was not found"
@@ -113,7 +102,7 @@ class TestBackupAndRestore:
 
 
 def run_once(here: Site, script: str, *arguments: str) -> None:
-    done = here.checkout.run(f"scripts/{script}", *arguments, env={})
+    done = here.run(f"scripts/{script}", *arguments, env={})
     assert done.returncode == 0, done.stderr
 
 
@@ -131,9 +120,9 @@ def test_damaged_store_without_a_backup(here: Site, operator: Operator) -> None:
 
 
 def spoil(here: Site) -> None:
-    here.checkout.compose("stop")
+    here.compose("stop")
     here.beside("python3", "-I", "-c", SPOIL)
-    here.up(ready=False)
+    here.start(ready=False)
     wait_until(
         "the start is refused", lambda: here.container().logs(tail=100), lambda found: b"damaged" in found, within=90
     )
@@ -141,7 +130,7 @@ def spoil(here: Site) -> None:
 
 def test_disk_full(tmp_path: Path) -> None:
     def lay_over(made: Site) -> None:
-        (made.checkout.folder / "compose" / "small.yml").write_text(SMALL_VOLUME)
+        (made.folder / "compose" / "small.yml").write_text(SMALL_VOLUME.format(mib=24))
         made.keep(COMPOSE_FILE="compose/docker-compose.prod.yml:compose/small.yml")
 
     with site(tmp_path / "small", "runbooks-full", prepare=lay_over) as small:
@@ -149,5 +138,5 @@ def test_disk_full(tmp_path: Path) -> None:
         small.execute("mkdir", "-p", aside)
         small.execute("python3", "-I", "-c", FILL, f"{aside}/scheduler.db", JOB_STORE, APP_DATABASE)
         wait_until("health to be red", lambda: small.status_of(READY), partial(eq, 503), within=60)
-        done = Operator(small.checkout).follow("disk-full")
+        done = Operator(small).follow("disk-full")
         assert "100%" in done.diagnosis

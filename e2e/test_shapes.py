@@ -53,7 +53,7 @@ class Shape:
         assert self.up.returncode == 0, self.up.stderr
 
     def client(self) -> Client:
-        return Client(f"http://127.0.0.1:{self.checkout.port}", token=self.checkout.secret("api_token"))
+        return self.checkout.bearer()
 
     def containers(self, service: str | None = None) -> list[Container]:
         return self.checkout.containers(service)
@@ -73,7 +73,7 @@ class Shape:
 @pytest.fixture(scope="class")
 def shape(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shape]:
     name, services = request.cls.NAME, request.cls.SERVICES
-    with checked_out(tmp_path_factory.mktemp(name), f"whalefall-e2e-{name}-{os.getpid()}") as checkout:
+    with checked_out(tmp_path_factory.mktemp(name), f"whalefall-e2e-{name}-{os.getpid()}", Checkout) as checkout:
         yield Shape(name, services, checkout)
 
 

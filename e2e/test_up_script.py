@@ -19,7 +19,7 @@ from e2e.harness.waiting import wait_until
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    with checked_out(tmp_path_factory.mktemp("checkout"), f"whalefall-e2e-up-{os.getpid()}") as made:
+    with checked_out(tmp_path_factory.mktemp("checkout"), f"whalefall-e2e-up-{os.getpid()}", Checkout) as made:
         yield made
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from functools import partial
+from operator import eq
 from pathlib import Path
 
 import pytest
 
 from app.version import VERSION
 from e2e.harness.client import Client
+from e2e.harness.every_second import EverySecond
 from e2e.harness.releases import Clone, first_release
 from e2e.harness.runbooks import Operator
 from e2e.harness.scripts import run_script
 from e2e.harness.small_volume import FILL, FILLER
 from e2e.harness.sqlite_lock import APP_DATABASE, JOB_STORE
+from e2e.harness.stack import Shape
 from e2e.harness.waiting import wait_until
 
-JOB = "across-releases"
 #: A data volume that a test can fill, and that stays when no container uses it.
 SMALL_VOLUME = """
 volumes:
@@ -60,59 +63,67 @@ def clone(tmp_path_factory: pytest.TempPathFactory, small_volume: Path) -> Itera
 
 
 def schema(clone: Clone) -> str:
-    return clone.in_app("python3", "-c", READ_SCHEMA).strip()
+    return clone.execute("python3", "-c", READ_SCHEMA).strip()
 
 
 def log_in(clone: Clone) -> None:
-    Client(clone.client().base_url).log_in("admin", clone.secret("admin_password"))
+    Client(clone.base_url).log_in("admin", clone.secret("admin_password"))
 
 
-def goes_on(clone: Clone) -> None:
-    clone.fires_beyond(datetime.now(UTC), 2, JOB)
+@pytest.fixture(scope="module")
+def fires(clone: Clone) -> EverySecond:
+    return EverySecond(clone)
 
 
-def refuses_a_full_disk(clone: Clone) -> None:
-    """The disk is full when an upgrade that was interrupted after its backup goes on."""
+def run_ids(fires: EverySecond) -> set[str]:
+    return {row["run_id"] for rows in fires.histories().values() for row in rows}
+
+
+def assert_nothing_was_missed(fires: EverySecond) -> None:
+    verdict = fires.judge()
+    assert set(verdict.outcomes) <= {"success", "coalesced"}, verdict
+
+
+@pytest.mark.timeout(600)
+def test_a_full_disk_is_refused(clone: Clone) -> None:
+    """It is full when an upgrade that was interrupted after its backup goes on."""
+    clone.take_present_tree()
+    planned = clone.script("upgrade.sh", "--local", "--dry-run")
+    assert "Would upgrade the stack" in planned.stdout
+    assert "1 whalefall" in planned.stdout
+    assert not (clone.folder / ".releases").exists()
     runs = clone.versions()
     assert clone.killed_at_step(MIGRATE, "upgrade.sh", "--local", "--yes")
     assert clone.versions() == runs
-    clone.in_app("python3", "-I", "-c", FILL, FILLER, JOB_STORE, APP_DATABASE)
+    clone.execute("python3", "-I", "-c", FILL, FILLER, JOB_STORE, APP_DATABASE)
     try:
         refused = clone.script("upgrade.sh", "--local", "--yes", code=1)
         assert "database or disk is full" in refused.stderr
         assert "the databases are as they were, and 0.1.0 runs on" in refused.stderr
     finally:
-        clone.in_app("rm", "-f", FILLER)
+        clone.execute("rm", "-f", FILLER)
     assert schema(clone) == "0002"
     assert clone.versions() == runs
     clone.wait_until_ready()
 
 
 @pytest.mark.timeout(900)
-def test_from_the_first_release_with_data_and_back(clone: Clone, tmp_path: Path) -> None:
-    clone.take_present_tree()
+def test_from_the_first_release_with_data_and_back(clone: Clone, fires: EverySecond) -> None:
     operator = Operator(clone, {"v0.3.0": "present", "0.3.0": VERSION})
-    planned = clone.script("upgrade.sh", "--local", "--dry-run")
-    assert "Would upgrade the stack" in planned.stdout
-    assert "1 whalefall" in planned.stdout
-    assert not (clone.folder / ".releases").exists()
-    refuses_a_full_disk(clone)
-
-    first = clone.start_jobs(JOB)
-    clone.fires_beyond(first, 2, JOB)
-    before = {row["run_id"] for row in clone.client().history(JOB)}
-    jobs = {job["id"]: job["trigger_args"] for job in clone.client().jobs()}
+    fires.wait_for_fires()
+    before = run_ids(fires)
+    jobs = {job["id"]: job["trigger_args"] for job in clone.bearer().jobs()}
     assert clone.killed_at_step(RESUMED_REPLACE, "upgrade.sh", "--local", "--yes")
-    goes_on(clone)
+    fires.wait_for_fires()
     done = operator.follow("upgrade-and-rollback", "another release")
     old, new, backup = UPGRADED.findall(done.mitigation)[0]
     assert old.startswith("0.1.0-")
-    assert clone.versions() == {new} == {clone.settings()["WHALEFALL_TAG"]}
+    assert clone.versions() == {new} == {clone.setting("WHALEFALL_TAG")}
     migrated = schema(clone)
     assert migrated > "0002"
-    clone.in_app("flask", "jobs", "verify", backup)
-    assert {job["id"]: job["trigger_args"] for job in clone.client().jobs()} == jobs
-    assert {row["run_id"] for row in clone.client().history(JOB)} > before
+    clone.execute("flask", "jobs", "verify", backup)
+    assert {job["id"]: job["trigger_args"] for job in clone.bearer().jobs()} == jobs
+    assert run_ids(fires) > before
     log_in(clone)
     again = clone.script("upgrade.sh", "--local", "--yes")
     assert f"{new} runs already" in again.stderr
@@ -122,17 +133,14 @@ def test_from_the_first_release_with_data_and_back(clone: Clone, tmp_path: Path)
     assert f"back:     from {new} to {old}" in done.mitigation
     assert clone.versions() == {old}
     assert schema(clone) == migrated, "a way back leaves the databases alone"
-    assert clone.settings()["COMPOSE_FILE"].startswith(f".releases/{old}/compose/docker-compose.prod.yml:")
+    assert str(clone.setting("COMPOSE_FILE")).startswith(f".releases/{old}/compose/docker-compose.prod.yml:")
     log_in(clone)
-    goes_on(clone)
-    verdict = clone.judge(first, JOB, folder=tmp_path)
-    print(verdict)
-    assert verdict.clean, verdict
-    assert set(verdict.outcomes) <= {"success", "coalesced"}, verdict
+    fires.wait_for_fires()
+    assert_nothing_was_missed(fires)
 
 
 @pytest.mark.timeout(600)
-def test_a_release_that_does_not_start_is_taken_back_by_itself(clone: Clone) -> None:
+def test_a_release_that_does_not_start_is_taken_back_by_itself(clone: Clone, fires: EverySecond) -> None:
     runs = clone.versions()
     clone.tag_release("0.2.1", {"wsgi.py": ("application = create_app()", "sys.exit(GUNICORN_APP_LOAD_ERROR)")})
     clone.git("checkout", "--quiet", "v0.2.1~1")
@@ -141,7 +149,7 @@ def test_a_release_that_does_not_start_is_taken_back_by_itself(clone: Clone) -> 
     assert "runs again" in refused.stderr
     assert clone.git("describe", "--tags", "--exact-match") == "v0.2.1"
     assert clone.versions() == runs
-    goes_on(clone)
+    fires.wait_for_fires()
     nothing = clone.script("rollback.sh", "--yes", code=1)
     assert "no release from before an upgrade is kept here" in nothing.stderr
 
@@ -185,34 +193,53 @@ def test_a_tag_in_the_environment_would_overrule_what_is_kept(clone: Clone) -> N
     assert "WHALEFALL_TAG is set in the environment" in refused.stderr
 
 
+@pytest.mark.timeout(600)
+def test_containers_of_their_own_on_one_volume_are_upgraded_and_brought_back(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with first_release(tmp_path_factory.mktemp("split"), "upgrade-split", "split") as clone:
+        clone.take_present_tree()
+        old, services = clone.versions(), services_of(clone)
+        assert services.keys() == {"nginx", "web", "scheduler"}
+        fires = EverySecond(clone)
+        fires.wait_for_fires()
+        done = clone.script("upgrade.sh", "--local", "--yes")
+        _, new, backup = UPGRADED.findall(done.stdout)[0]
+        assert (clone.versions(), services_of(clone)) == ({new}, services)
+        clone.execute("flask", "jobs", "verify", backup)
+        migrated = schema(clone)
+        assert migrated > "0002"
+        fires.wait_for_fires()
+        clone.script("rollback.sh", "--yes")
+        assert (clone.versions(), services_of(clone)) == (old, services)
+        assert schema(clone) == migrated
+        fires.wait_for_fires()
+        assert_nothing_was_missed(fires)
+
+
+def services_of(clone: Clone) -> Counter[str]:
+    """How many containers each service has."""
+    return Counter(one.labels["com.docker.compose.service"] for one in clone.containers())
+
+
 @pytest.mark.faults_long
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("shape", ["prod", "ha"])
-def test_killed_at_every_step_of_the_way_there_and_back(
-    shape: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("shape", ["prod", "split", "ha"])
+def test_killed_at_every_step_of_the_way_there_and_back(shape: Shape, tmp_path_factory: pytest.TempPathFactory) -> None:
     with first_release(tmp_path_factory.mktemp("every-step"), f"every-step-{shape}", shape) as clone:
         clone.take_present_tree()
-        numbers = {service: len(clone.containers(service)) for service in ("web", "scheduler", "worker", "whalefall")}
-        first = clone.start_jobs(JOB)
-        clone.fires_beyond(first, 2, JOB)
+        services = services_of(clone)
+        fires = EverySecond(clone)
+        fires.wait_for_fires()
         for script, arguments in (("upgrade.sh", ["--local", "--yes"]), ("rollback.sh", ["--yes"])):
             done: set[str] = set()
             for told in clone.kill_at_every_step(script, *arguments):
                 done.update(told)
-                goes_on(clone)
+                fires.wait_for_fires()
             assert "verifying: a job must fire" in done
             assert len(clone.versions()) == 1
             now = {str(one.id) for one in clone.containers()}
             clone.compose("up", "--detach", "--no-build")
             assert {str(one.id) for one in clone.containers()} == now, "a plain `up` would replace them once more"
-            wait_until(
-                "as many containers as before",
-                lambda: {service: len(clone.containers(service)) for service in numbers},
-                lambda found: found == numbers,
-                within=10,
-            )
-        verdict = clone.judge(first, JOB, folder=tmp_path)
-        print(verdict)
-        assert verdict.clean, verdict
-        assert set(verdict.outcomes) <= {"success", "coalesced"}, verdict
+            wait_until("as many containers as before", partial(services_of, clone), partial(eq, services), within=10)
+        assert_nothing_was_missed(fires)

@@ -60,10 +60,13 @@ def every(seconds: float, first: datetime, last: datetime) -> list[datetime]:
 
 def read_log(path: Path, event: str = "start") -> list[Start]:
     """The starts (or the ends: `event="end"`) in the outside log, as written; a missing file holds none."""
-    if not path.exists():
-        return []
+    return parse_log(path.read_text(encoding="utf-8"), event) if path.exists() else []
+
+
+def parse_log(text: str, event: str = "start") -> list[Start]:
+    """The same of what is in the log."""
     starts = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         entry = json.loads(line)
         if entry["event"] == event:
             starts.append(

@@ -4,40 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import docker
 import pytest
 
-from e2e.harness.checkout import Checkout
-from e2e.harness.client import SCHEDULER, Client
-from e2e.harness.oracle import FINAL, Verdict, every, judge, parse_moment, read_log
-from e2e.harness.stack import ROOT, free_port
-from e2e.harness.waiting import wait_until
+from e2e.harness.checkout import Checkout, copy_tree
+from e2e.harness.stack import ROOT, Shape, free_port
 
 FIRST_RELEASE = "v0.1.0"
 RELEASE_ID = re.compile(r"\b\d+\.\d+\.\d+-[0-9a-f]{12}\b")
 STEP = re.compile(r"^\[ *\d+s\] (.*)$", re.MULTILINE)
-#: The oracle's tasks in the volume itself: what up.sh brings up mounts nothing else.
-TASKS = (
-    (ROOT / "e2e" / "tasks" / "oracle.py").read_text().replace('"/oracle/fires.jsonl"', '"/app/userdata/fires.jsonl"')
-)
-WRITE_TASKS = """
-import pathlib, sys
-folder = pathlib.Path("/app/userdata/tasks")
-folder.mkdir(exist_ok=True)
-(folder / "oracle.py").write_text(sys.argv[1])
-"""
-READ_FIRES = "import pathlib; print(pathlib.Path('/app/userdata/fires.jsonl').read_text())"
 
 
 @dataclass
@@ -55,22 +38,8 @@ class Clone(Checkout):
     def take_present_tree(self) -> None:
         """The clone becomes what this tree is, also what is not committed; as a commit."""
         self.git("checkout", "--quiet", "--force", "present")
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            check=True,
-        ).stdout
-        names = set(filter(None, listed.decode().split("\0")))
-        for name in self.git("ls-files").splitlines():
-            if name not in names or not os.path.lexists(ROOT / name):
-                (self.folder / name).unlink(missing_ok=True)
-        for name in names:
-            source, target = ROOT / name, self.folder / name
-            if source.is_symlink() or source.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)
-                shutil.copy2(source, target, follow_symlinks=False)
+        self.git("rm", "-r", "--quiet", ".")
+        copy_tree(self.folder)
         # Two clones of one tree would be one release, with one tag for the images of both.
         (self.folder / "compose" / "clone.txt").write_text(self.project)
         self.git("add", "--all")
@@ -89,69 +58,9 @@ class Clone(Checkout):
         self.git("commit", "--quiet", "--all", "--message", f"Release {version}")
         self.git("tag", f"v{version}")
 
-    def client(self) -> Client:
-        return Client(f"http://127.0.0.1:{self.port}", token=self.secret("api_token"))
-
-    def wait_until_ready(self) -> None:
-        client = self.client()
-        for path in ("/api/v1/health/ready", f"{SCHEDULER}/health/ready"):
-            wait_until(path, partial(_status_of, client, path), lambda status: status == 200, within=90)
-
-    @property
-    def service(self) -> str:
-        """The service in whose container commands run."""
-        names = {one.labels["com.docker.compose.service"] for one in self.containers()}
-        return "whalefall" if "whalefall" in names else "scheduler"
-
-    def in_app(self, *command: str) -> str:
-        return self.compose("exec", "-T", self.service, *command)
-
-    def settings(self) -> dict[str, str]:
-        """What .env says."""
-        lines = (self.folder / ".env").read_text().splitlines()
-        return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
-
     def versions(self) -> set[str]:
         """The tags of the images that run."""
         return {str(one.attrs["Config"]["Image"]).rpartition(":")[2] for one in self.containers()}
-
-    def start_jobs(self, *job_ids: str, period_s: int = 1) -> datetime:
-        """Jobs that fire so often from the moment that is returned on."""
-        first = datetime.fromtimestamp(int(time.time()) + 4, tz=UTC)
-        for job_id in job_ids:
-            trigger = {"trigger_type": "interval", "seconds": period_s, "start_date": first.isoformat()}
-            self.client().create_job(job_id, "oracle_fire", trigger, max_instances=10, coalesce=False)
-        return first
-
-    def fires_beyond(self, moment: datetime, count: int, job_id: str) -> None:
-        """Waits until the job succeeded `count` times for moments after `moment`."""
-        client = self.client()
-
-        def later() -> int:
-            rows = client.data("GET", f"{SCHEDULER}/jobs/{job_id}/history", params={"limit": "50"})
-            return sum(row["outcome"] == "success" and parse_moment(row["scheduled_for"]) > moment for row in rows)
-
-        wait_until(f"{count} fires after {moment}", later, lambda found: found >= count, within=60)
-
-    def judge(self, first: datetime, *job_ids: str, folder: Path) -> Verdict:
-        """The verdict on every moment since `first`; the jobs are paused for it."""
-        client = self.client()
-        for job_id in job_ids:
-            client.data("POST", f"{SCHEDULER}/jobs/{job_id}/actions/pause")
-        histories = wait_until(
-            "all runs to end",
-            lambda: {job_id: client.history(job_id) for job_id in job_ids},
-            lambda found: all(row["outcome"] in FINAL for rows in found.values() for row in rows),
-            within=60,
-        )
-        log = folder / "fires.jsonl"
-        log.write_text(self.in_app("python3", "-c", READ_FIRES).strip() + "\n")
-        lasts = {job_id: max(parse_moment(row["scheduled_for"]) for row in rows) for job_id, rows in histories.items()}
-        expected = {job_id: every(1, first, lasts[job_id]) for job_id in job_ids}
-        verdict = judge(expected, read_log(log), histories)
-        for job_id in job_ids:
-            client.data("POST", f"{SCHEDULER}/jobs/{job_id}/actions/resume")
-        return verdict
 
     def script(
         self, name: str, *arguments: str, env: Mapping[str, str] | None = None, code: int = 0
@@ -214,7 +123,7 @@ def cloned(folder: Path, name: str) -> Iterator[Clone]:
 
 
 @contextmanager
-def first_release(folder: Path, name: str, shape: str = "prod", overlay: Path | None = None) -> Iterator[Clone]:
+def first_release(folder: Path, name: str, shape: Shape = "prod", overlay: Path | None = None) -> Iterator[Clone]:
     """A stack of the first release, brought up by its own script, with the oracle's tasks; removed in the end.
 
     `overlay` is a compose file laid over the shape's. Skips the test where the clone from which the tests run has no
@@ -237,11 +146,5 @@ def first_release(folder: Path, name: str, shape: str = "prod", overlay: Path | 
         (folder / ".env").write_text(f"{settings}\nCOMPOSE_FILE={':'.join(files)}\n")
         done = clone.up()
         assert done.returncode == 0, done.stderr
-        clone.in_app("python3", "-c", WRITE_TASKS, TASKS)
-        clone.compose("restart", *(["whalefall"] if shape == "prod" else ["web", "scheduler", "worker"]))
-        clone.wait_until_ready()
+        clone.load_oracle_tasks()
         yield clone
-
-
-def _status_of(client: Client, path: str) -> int:
-    return client.get(path, timeout=5).status_code
