@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from e2e.harness.client import Client
+from e2e.harness.postgres_server import PostgresServer, postgres_server
 from e2e.harness.stack import Stack, running_stack
 
 HERE = Path(__file__).parent
@@ -34,6 +35,13 @@ def private_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     """Make a started stack of the test's own: `private_stack(shape="ha", scale={"web": 1}, WEB_CONCURRENCY="4")`."""
     with ExitStack() as made:
         yield lambda **options: made.enter_context(running_stack(tmp_path_factory, **options))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of the file's own."""
+    with postgres_server() as running:
+        yield running
 
 
 @pytest.fixture

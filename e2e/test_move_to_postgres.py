@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,54 +15,25 @@ from app.db.engines import create_engine_for, write_transaction
 from app.db.migrate import COMPATIBILITY_TABLES, METADATA, VERSION_TABLES, Store, ensure_schema
 from app.ledger import failpoints
 from app.services.accounts.admin_sync import sync_admin
-from e2e.harness.postgres_server import PostgresServer, postgres_server
+from e2e.harness.bare_machine import ADMIN_PASSWORD, SECRET_KEY, BareMachine
+from e2e.harness.postgres_server import PostgresServer
 from e2e.harness.scripts import Outcome
-from e2e.harness.stack import ROOT
 from e2e.harness.store_rows import ROWS, contents, fill, row_of, without_nul
 
 STORES: dict[Store, str] = {"jobstore": "scheduler.db", "app": "whalefall.db"}
-SECRET_KEY, ADMIN_PASSWORD = "secret key of the tests", "correct horse battery staple"
 STEPS = [name for name in failpoints.NAMES if name.startswith("move.")]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with postgres_server() as running:
-        yield running
+class Deployment(BareMachine):
+    """A userdata folder with filled SQLite stores, and an empty PostgreSQL database to move them to; the settings are
+    those of the shape ha."""
 
-
-@dataclass(frozen=True)
-class Deployment:
-    """A userdata folder with filled SQLite stores, and an empty PostgreSQL database to move them to."""
-
-    userdata: Path
-    target: str
-
-    def flask(self, *arguments: str, **environment: str) -> Outcome:
-        """`flask ...` with the settings of the shape ha."""
-        done = subprocess.run(
-            [sys.executable, "-m", "flask", *arguments],
-            cwd=ROOT,
-            env=os.environ | self.environment() | {"FLASK_APP": "wsgi"} | environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        return Outcome(done.returncode, done.stdout, done.stderr)
-
-    def environment(self) -> dict[str, str]:
-        return {
-            "USERDATA_DIR": str(self.userdata),
-            "JOBSTORE_URL": self.target,
-            "DATABASE_URL": self.target,
-            "SECRET_KEY": SECRET_KEY,
-            "ADMIN_PASSWORD": ADMIN_PASSWORD,
-            "API_TOKEN": "token of the tests",
-        }
+    def __init__(self, userdata: Path, target: str) -> None:
+        super().__init__(userdata, target)
+        self.target = target
 
     def move(self, *arguments: str, **environment: str) -> Outcome:
-        return self.flask("jobs", "move-to-postgres", *arguments, **environment)
+        return self.flask_jobs("move-to-postgres", *arguments, **environment)
 
     def source(self, store: Store) -> Engine:
         return create_engine_for(f"sqlite:///{self.userdata / STORES[store]}")
@@ -243,7 +209,7 @@ def test_foreign_data_is_refused(deployment: Deployment, store: Store) -> None:
 
 
 def test_the_admin_that_a_start_makes_is_no_foreign_data(deployment: Deployment) -> None:
-    assert deployment.flask("jobs", "list").code == 0
+    assert deployment.flask_jobs("list").code == 0
     assert tables_in(deployment.target)["users"] == 1
     assert deployment.move().code == 0
     assert_moved(deployment)
@@ -291,24 +257,10 @@ def test_sources_that_cannot_be_moved(deployment: Deployment) -> None:
 def test_an_old_stack_does_not_start_after_the_move(deployment: Deployment) -> None:
     assert deployment.move().code == 0
     for scheduler in ("true", "false"):
-        refused = start_app(deployment, JOBSTORE_URL="", DATABASE_URL="", ENABLE_SCHEDULER=scheduler)
+        refused = deployment.start(JOBSTORE_URL="", DATABASE_URL="", ENABLE_SCHEDULER=scheduler)
         assert refused.code == 4, refused
         assert len(refused.stderr.strip().splitlines()) == 1, refused
         assert "was moved to PostgreSQL" in refused.stderr
         assert "runbooks/move-to-postgres.md" in refused.stderr
     deployment.note.unlink()
-    assert start_app(deployment, JOBSTORE_URL="", DATABASE_URL="", ENABLE_SCHEDULER="false").code == 0
-
-
-def start_app(deployment: Deployment, **environment: str) -> Outcome:
-    """What Gunicorn does to start a process, without serving."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import wsgi"],
-        cwd=ROOT,
-        env=os.environ | deployment.environment() | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    assert deployment.start(JOBSTORE_URL="", DATABASE_URL="", ENABLE_SCHEDULER="false").code == 0

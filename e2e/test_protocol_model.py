@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.harness.postgres_server import PostgresServer, postgres_server
+from e2e.harness.postgres_server import PostgresServer
 from tests.model.histories import SINGLE, Search
 from tests.model.mutants import CONCURRENT_MUTANTS, Mutant
 from tests.model.scenarios import BACKLOG, EDITED, LONG, PLAIN, RETRIED, SCENARIOS, WAITING
@@ -23,12 +23,6 @@ def _no_logs() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with postgres_server() as running:
-        yield running
 
 
 @pytest.fixture

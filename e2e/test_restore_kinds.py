@@ -32,7 +32,7 @@ from app.services.accounts.admin_sync import ADMIN_NAME
 from app.services.operations.backup_archive import send_backup
 from app.services.operations.backups import back_up
 from app.settings import Settings
-from e2e.harness.postgres_server import PostgresServer, postgres_server
+from e2e.harness.postgres_server import PostgresServer
 from e2e.harness.scripts import Outcome
 from e2e.harness.store_rows import Contents, contents, fill
 
@@ -85,12 +85,6 @@ class Machine:
 
 def _said(done: subprocess.CompletedProcess[bytes]) -> Outcome:
     return Outcome(done.returncode, done.stdout.decode(errors="replace")[:2000], done.stderr.decode(errors="replace"))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with postgres_server() as running:
-        yield running
 
 
 @contextmanager

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,43 +18,21 @@ from app.db.engines import create_engine_for, write_transaction
 from app.db.jobstore_tables import holds, nodes
 from app.db.migrate import METADATA, ensure_schema
 from app.ledger import failpoints
-from e2e.harness.postgres_server import PostgresServer, postgres_server
+from e2e.harness.bare_machine import BareMachine
+from e2e.harness.postgres_server import PostgresServer
 from e2e.harness.scripts import Outcome
-from e2e.harness.stack import ROOT
 from e2e.harness.store_rows import Contents, contents, fill, row_of
 
-SECRETS = {"SECRET_KEY": "secret key of the tests", "ADMIN_PASSWORD": "correct horse", "API_TOKEN": "token"}
 
+class Deployment(BareMachine):
+    """A filled job store in PostgreSQL that nobody uses."""
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with postgres_server() as running:
-        yield running
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """A userdata folder, and a filled job store in PostgreSQL that nobody uses."""
-
-    userdata: Path
-    url: str
-    store: Engine
-
-    def flask(self, *arguments: str, **environment: str) -> Outcome:
-        stores = {"USERDATA_DIR": str(self.userdata), "JOBSTORE_URL": self.url, "DATABASE_URL": self.url}
-        done = subprocess.run(
-            [sys.executable, "-m", "flask", "jobs", *arguments],
-            cwd=ROOT,
-            env=os.environ | stores | SECRETS | {"FLASK_APP": "wsgi"} | environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        return Outcome(done.returncode, done.stdout, done.stderr)
+    def __init__(self, userdata: Path, url: str, store: Engine) -> None:
+        super().__init__(userdata, url)
+        self.store = store
 
     def set_aside(self, **environment: str) -> Outcome:
-        return self.flask("set-aside", "--reason", "test", **environment)
+        return self.flask_jobs("set-aside", "--reason", "test", **environment)
 
     def contents(self) -> Contents:
         return contents(self.store, "jobstore")
@@ -122,7 +96,7 @@ def test_killed_and_run_again(deployment: Deployment, step: str) -> None:
         again = deployment.set_aside()
         assert again.code == 0, again
     else:
-        carried = deployment.flask("carry-history")
+        carried = deployment.flask_jobs("carry-history")
         assert carried.code == 0, carried
         runs = len(deployment.contents()["runs"])
         assert runs == len(before["runs"]) > 0
@@ -142,7 +116,7 @@ def test_history_comes_back_without_what_the_server_cannot_hold(deployment: Depl
         aside.execute("UPDATE runs SET count = 'garbled' WHERE run_id = ?", (garbled,))
         aside.execute("UPDATE runs SET reason = ? WHERE run_id = ?", ("torn\0text", torn))
         aside.commit()
-    carried = deployment.flask("carry-history", "--json")
+    carried = deployment.flask_jobs("carry-history", "--json")
     assert carried.code == 0, carried
     [told] = json.loads(carried.stdout)
     after = {row["run_id"]: row for row in deployment.contents()["runs"]}
@@ -166,7 +140,7 @@ def test_refused_while_a_scheduler_lives(deployment: Deployment) -> None:
 
 
 def test_refused_while_it_is_held(deployment: Deployment) -> None:
-    assert deployment.flask("hold", "--reason", "works at the database").code == 0
+    assert deployment.flask_jobs("hold", "--reason", "works at the database").code == 0
     refused = deployment.set_aside()
     assert refused.code == 1, refused
     assert "the job store is held (works at the database)" in refused.stderr

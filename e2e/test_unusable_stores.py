@@ -6,30 +6,24 @@ The processes run beside the tests, as Gunicorn would start them, on a real Post
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from e2e.harness.postgres_server import PASSWORD, PostgresServer, postgres_server
+from e2e.harness.bare_machine import START, BareMachine
+from e2e.harness.postgres_server import PASSWORD, PostgresServer
+from e2e.harness.scripts import Outcome
 from e2e.harness.stack import ROOT
 from e2e.harness.waiting import wait_until
 
 #: Gunicorn's code for an app that cannot be loaded: its master gives up at once.
 NOT_LOADED = 4
-SECRETS = {
-    "SECRET_KEY": "key of the tests",
-    "ADMIN_PASSWORD": "correct horse battery",
-    "API_TOKEN": "token of the tests",
-}
-#: What a Gunicorn worker does, without serving.
-START = [sys.executable, "-c", "import wsgi"]
-LIVE = [sys.executable, "-c", "import signal, wsgi; print('started', flush=True); signal.pause()"]
+LIVE = "import signal, wsgi; print('started', flush=True); signal.pause()"
 ASK = """
 import json, wsgi
 from app.runtime import runtime_of
@@ -38,66 +32,45 @@ print("STATUS" + SchedulerStatusReadService(runtime_of(wsgi.application), langua
 """
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with postgres_server() as running:
-        yield running
-
-
 @pytest.fixture
 def url(server: PostgresServer) -> str:
     """An empty database."""
     return server.new_database("start")
 
 
-class Machine:
-    """A machine that runs processes of the app: its userdata, and where its stores are."""
-
-    def __init__(self, userdata: Path, store: str = "", **environment: str) -> None:
-        self.environment = {
-            **os.environ,
-            **SECRETS,
-            "USERDATA_DIR": str(userdata),
-            "JOBSTORE_URL": store,
-            "DATABASE_URL": store,
-            **environment,
-        }
-
-    def start(
-        self, command: list[str] = START, *, within: float = 60, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            cwd=ROOT,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=within,
-            check=False,
-        )
+class Machine(BareMachine):
+    """One whose processes live on while a test goes on."""
 
     @contextmanager
-    def scheduler(self, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-        """A living scheduler process, once it has started."""
+    def process(self, code: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """A process that runs as long as the body."""
         with log.open("wb") as output:
-            process = subprocess.Popen(LIVE, cwd=ROOT, env=self.environment, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                [sys.executable, "-c", code], cwd=ROOT, env=self.environment, stdout=output, stderr=subprocess.STDOUT
+            )
         try:
-            wait_until("the start", log.read_text, lambda text: "\nstarted\n" in f"\n{text}", within=60)
             yield process
         finally:
             process.kill()
             process.wait()
 
+    @contextmanager
+    def scheduler(self, log: Path) -> Iterator[None]:
+        """A living scheduler process, once it has started."""
+        with self.process(LIVE, log):
+            wait_until("the start", log.read_text, lambda text: "\nstarted\n" in f"\n{text}", within=60)
+            yield
+
     def status(self) -> dict[str, Any]:
         """What a web process of this machine tells of all nodes."""
-        done = self.start([sys.executable, "-c", ASK], ENABLE_SCHEDULER="false", NODE_NAME="asks")
+        done = self.python("-c", ASK, ENABLE_SCHEDULER="false", NODE_NAME="asks")
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("STATUS")]
         status: dict[str, Any] = json.loads(line.removeprefix("STATUS"))
         return status
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == NOT_LOADED, done
+def assert_one_line(done: Outcome, *words: str) -> None:
+    assert done.code == NOT_LOADED, done
     (line,) = done.stderr.splitlines()
     for word in words:
         assert word in line, line
@@ -151,13 +124,8 @@ def test_a_server_that_is_still_starting_is_waited_for(server: PostgresServer, u
     server.container.pause()
     log = tmp_path / "log"
     try:
-        with ExitStack() as held:
-            output = held.enter_context(log.open("wb"))
-            # Paused, it accepts connections and says nothing: what a hung server looks like, too.
-            process = subprocess.Popen(
-                START, cwd=ROOT, env=machine.environment, stdout=output, stderr=subprocess.STDOUT
-            )
-            held.callback(process.kill)
+        # Paused, it accepts connections and says nothing: what a hung server looks like, too.
+        with machine.process(START, log) as process:
             wait_until("a line", log.read_text, lambda text: '"variable": "JOBSTORE_URL"' in text, within=40)
             server.container.unpause()
             assert process.wait(timeout=60) == 0, log.read_text()
@@ -172,7 +140,7 @@ def test_a_server_that_is_still_starting_is_waited_for(server: PostgresServer, u
 
 def test_a_newer_schema_is_left_alone(server: PostgresServer, url: str, tmp_path: Path) -> None:
     machine = Machine(tmp_path / "userdata", url, ENABLE_SCHEDULER="false")
-    assert machine.start().returncode == 0
+    assert machine.start().code == 0
     with server.connect("start") as connection:
         connection.execute("UPDATE jobstore_schema_version SET version_num = '9999'")
         connection.execute("UPDATE jobstore_schema_compatibility SET usable_from = '9998'")
@@ -246,6 +214,6 @@ for _ in range(2):
 @pytest.mark.parametrize("how", ["idle", "terminated"])
 def test_a_session_that_the_server_ended_is_a_503(url: str, tmp_path: Path, how: str) -> None:
     """Ended for idling in its transaction, or by an administrator: trying again later helps, and does at once."""
-    done = Machine(tmp_path / "userdata", url).start([sys.executable, "-c", PAUSE_WHILE_KILLED.format(how=how)])
+    done = Machine(tmp_path / "userdata", url).python("-c", PAUSE_WHILE_KILLED.format(how=how))
     answers = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
     assert answers == ["ANSWER 503 5 SERVICE_UNAVAILABLE", "ANSWER 200 None None"], done
