@@ -19,7 +19,7 @@ from cryptography import x509
 
 from e2e.harness.certificates import make_certificate, write_certificate
 from e2e.harness.client import SCHEDULER, Client
-from e2e.harness.scripts import run_script
+from e2e.harness.scripts import Outcome, run_script
 from e2e.harness.stack import Shape, Stack, free_port
 from e2e.harness.waiting import wait_until
 
@@ -148,6 +148,26 @@ def test_only_modern_protocols(https: HttpsStack, version: ssl.TLSVersion, ciphe
         with pytest.raises(ssl.SSLError) as refused, context.wrap_socket(connection, server_hostname="localhost"):
             pass
     assert str(refused.value.reason).endswith(reason), "nginx refuses, not this client"
+
+
+def test_a_monitoring_system_asks_over_https(https: HttpsStack, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(https.secrets["api_token"])
+
+    def check(address: str, *arguments: str) -> Outcome:
+        job = ("--job-id", "backup_jobstore", "--token-file", str(token))
+        return run_script("check_job.py", *job, "--url", address, *arguments)
+
+    address, certificate = f"https://localhost:{https.https_port}", str(https.tls / "tls.crt")
+    asked = check(address, "--ca-file", certificate)
+    assert (asked.code, asked.stderr) == (0, ""), asked
+    assert asked.stdout.startswith("OK - backup_jobstore: ")
+    for refused, part in (
+        (check(address), f"the certificate of {address} is not trusted"),
+        (check(f"http://localhost:{https.port}", "--ca-file", certificate), f"which leads to {address}/"),
+    ):
+        assert (refused.code, refused.stderr) == (3, ""), refused
+        assert part in refused.stdout
 
 
 def test_the_metrics_tell_when_it_expires(https: HttpsStack) -> None:

@@ -25,6 +25,7 @@ OK, WARNING, CRITICAL, UNKNOWN = range(4)
 STATUSES = {"ok": OK, "warning": WARNING, "critical": CRITICAL, "unknown": UNKNOWN}
 FAILED = ("failed", "lost", "missed")
 UNFINISHED = ("pending", "running")
+SIGNED_BY_A_STRANGER = (18, 19, 20, 21)  # OpenSSL's codes for chains that end in nobody who is known
 EPILOG = """\
 exit status, as monitoring plugins have it:
   0 OK        the last run that ended succeeded, and none is late (also: it has not run yet, and none is due)
@@ -90,7 +91,8 @@ class Api:
         except urllib.error.HTTPError as error:
             raise Unknown(_refusal(error, self._url)) from error
         except (urllib.error.URLError, OSError) as error:
-            raise Unknown(f"{self._url} cannot be asked: {getattr(error, 'reason', None) or error}") from error
+            reason = getattr(error, "reason", None) or error
+            raise Unknown(_distrust(reason, self._url) or f"{self._url} cannot be asked: {reason}") from error
         except ValueError as error:
             raise Unknown(f"{self._url} does not answer like this stack: {error}") from error
         if not isinstance(body, dict) or "data" not in body or "timestamp" not in body:
@@ -110,6 +112,15 @@ def _refusal(error: urllib.error.HTTPError, url: str) -> str:
     except (ValueError, OSError, AttributeError):
         told = ""
     return f"{url} answers {error.code}{': ' if told else ''}{told}"
+
+
+def _distrust(reason: Any, url: str) -> str | None:
+    """Why the certificate that is shown there is not trusted; None where that is not what went wrong."""
+    words = getattr(reason, "verify_message", None)
+    if words is None:
+        return None
+    what = f"the certificate of {url} is not trusted: {words.rstrip('.')}"
+    return f"{what}; name its CA with --ca-file" if reason.verify_code in SIGNED_BY_A_STRANGER else what
 
 
 def moment(text: str) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from app.settings import PROJECT_ROOT
+from e2e.harness.certificates import make_certificate, write_certificate
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 
@@ -190,6 +192,57 @@ def test_nobody_answers(check_job: ModuleType, server: Any, tmp_path: Path, caps
         (tmp_path / "empty").write_text("")
         assert check_job.main([*arguments[:-1], str(file)]) == 3
         assert part in capsys.readouterr().out
+
+
+@pytest.fixture
+def https(server: Any, tmp_path: Path) -> Callable[..., tuple[Path, int]]:
+    """Puts the server behind a certificate for localhost; its folder, and the port."""
+
+    def begin(valid_for: timedelta = timedelta(days=60)) -> tuple[Path, int]:
+        write_certificate(tmp_path / "tls", *make_certificate(valid_for=valid_for))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "tls" / "tls.crt", tmp_path / "tls" / "tls.key")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        return tmp_path / "tls", server.server_port
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    ("trusted", "part"),
+    [
+        ("tls/tls.crt", "answers 401"),
+        (None, "is not trusted: self-signed certificate; name its CA with --ca-file"),
+        ("other/tls.crt", "is not trusted: self-signed certificate; name its CA with --ca-file"),
+        ("tls/tls.key", "tls.key cannot be read"),
+        ("none.crt", "none.crt cannot be read"),
+    ],
+)
+def test_who_signed_the_certificate(
+    ask: Any, server: Any, https: Callable[..., tuple[Path, int]], trusted: str | None, part: str
+) -> None:
+    folder, port = https()
+    write_certificate(folder.parent / "other", *make_certificate())
+    named = [] if trusted is None else ["--ca-file", str(folder.parent / trusted)]
+    code, told = ask((401, {}, b"{}"), "--url", f"https://localhost:{port}", *named)
+    assert code == 3
+    assert part in told
+    assert len(server.asked) == (part == "answers 401"), "the token is told to nobody who is not trusted"
+
+
+@pytest.mark.parametrize(
+    ("host", "days", "part"),
+    [("127.0.0.1", 60, "is not valid for '127.0.0.1'"), ("localhost", -1, "certificate has expired")],
+)
+def test_what_is_wrong_with_a_certificate(
+    ask: Any, https: Callable[..., tuple[Path, int]], host: str, days: int, part: str
+) -> None:
+    folder, port = https(timedelta(days=days))
+    trusted = str(folder / "tls.crt")
+    code, told = ask((401, {}, b"{}"), "--url", f"https://{host}:{port}", "--ca-file", trusted)
+    assert code == 3
+    assert part in told
+    assert "--ca-file" not in told, "another CA would not help"
 
 
 @pytest.mark.parametrize(
