@@ -229,7 +229,7 @@ class EveryShape:
         assert "no SQLite database" in refused.stderr
 
     def test_api_and_pages_work_through_nginx(self, shape: Shape) -> None:
-        person = Client(f"http://127.0.0.1:{shape.checkout.port}")
+        person = Client(shape.checkout.base_url)
         person.log_in("admin", shape.checkout.secret("admin_password"))
         assert JOB in {job["id"] for job in person.jobs()}
         page = person.get("/dashboard")

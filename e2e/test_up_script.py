@@ -162,10 +162,10 @@ def test_secrets_are_files_that_are_never_printed(
 def test_stack_is_healthy_and_the_admin_can_log_in(
     checkout: Checkout, brought_up: subprocess.CompletedProcess[str]
 ) -> None:
-    client = Client(f"http://127.0.0.1:{checkout.port}")
+    client = Client(checkout.base_url)
     assert client.get("/api/v1/health/ready").status_code == 200
     assert client.get(f"{SCHEDULER}/health/ready").status_code == 200
-    client.log_in("admin", (checkout.folder / ".secrets/admin_password").read_text().strip())
+    client.log_in("admin", checkout.secret("admin_password"))
     assert {job["id"] for job in client.jobs()} >= {"sync_accounts", "backup_jobstore"}
 
 
@@ -217,15 +217,15 @@ def test_lost_secret_is_made_again_and_the_others_stay(
     assert after["api_token"] != before["api_token"]
     assert {name: after[name] for name in SECRETS[:2]} == {name: before[name] for name in SECRETS[:2]}
     for token, status in ((before["api_token"], 401), (after["api_token"], 200)):
-        script = Client(f"http://127.0.0.1:{checkout.port}", token=token.strip())
+        script = Client(checkout.base_url, token=token.strip())
         assert script.get(f"{SCHEDULER}/jobs").status_code == status
 
 
 def test_a_stack_that_was_stopped_comes_back_with_its_data(
     checkout: Checkout, brought_up: subprocess.CompletedProcess[str]
 ) -> None:
-    client = Client(f"http://127.0.0.1:{checkout.port}")
-    client.log_in("admin", (checkout.folder / ".secrets/admin_password").read_text().strip())
+    client = Client(checkout.base_url)
+    client.log_in("admin", checkout.secret("admin_password"))
     client.data("POST", f"{SCHEDULER}/jobs/purge_run_history/actions/pause")
     assert checkout.run("docker", "compose", "down", env={}).returncode == 0
     assert containers(checkout) == []
@@ -233,7 +233,7 @@ def test_a_stack_that_was_stopped_comes_back_with_its_data(
     done = checkout.up(env={})
     assert done.returncode == 0, done.stderr
 
-    client.log_in("admin", (checkout.folder / ".secrets/admin_password").read_text().strip())
+    client.log_in("admin", checkout.secret("admin_password"))
     paused = wait_until("the paused job", lambda: {job["id"]: job["state"] for job in client.jobs()}, within=10)
     assert paused["purge_run_history"] == "STATE_PAUSED"
 

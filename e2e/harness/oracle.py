@@ -172,6 +172,18 @@ def judge(
     return verdict
 
 
+def judge_backup(runs: Mapping[str, str], taken_at: datetime, starts: Iterable[Start]) -> list[str]:
+    """What a backup tells of the oracle's runs (their outcomes, by run id) against the outside log: a sentence a
+    finding, none when it tells what really happened up to its moment."""
+    starts = list(starts)
+    ended = {run_id for run_id, outcome in runs.items() if outcome in SEEN_OUTSIDE}
+    invented = ended - {start.run_id for start in starts}
+    forgotten = {start.run_id for start in starts if start.time < taken_at.timestamp()} - runs.keys()
+    return [f"run {run_id} ended, and nobody saw it start" for run_id in sorted(invented)] + [
+        f"run {run_id} had started, and is not in the backup" for run_id in sorted(forgotten)
+    ]
+
+
 def _judge_row(
     job_id: str,
     row: Mapping[str, Any],

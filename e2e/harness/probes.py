@@ -232,6 +232,17 @@ class Probes:
         return judge(self.expected(self.begin, last), self.starts(self.begin, last), histories)
 
 
+@contextmanager
+def judged_probes(stack: Stack) -> Iterator[Probes]:
+    """Ten jobs that fire every second, at every tenth of it. In the end all their fires of all faults are judged."""
+    running = Probes(stack)
+    running.start()
+    yield running
+    verdict = running.judge_all()
+    print(f"\nover all faults: {verdict}")
+    assert verdict.clean, verdict
+
+
 def _within(rows: Iterable[dict[str, Any]], first: datetime, last: datetime) -> Iterator[dict[str, Any]]:
     """The rows that cover a moment from `first` to before `last`; rows come newest first."""
     for row in rows:

@@ -8,7 +8,7 @@ import pytest
 from docker.models.containers import Container
 
 from e2e.harness.faults import SCHEDULER_SERVICE, build_tools, wait_until_node
-from e2e.harness.probes import Probes
+from e2e.harness.probes import Probes, judged_probes
 from e2e.harness.stack import Stack, running_stack
 
 
@@ -22,13 +22,8 @@ def ha_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="package")
 def probes(ha_stack: Stack) -> Iterator[Probes]:
-    """Ten jobs that fire every second, at every tenth of it. In the end all their fires of all faults are judged."""
-    running = Probes(ha_stack)
-    running.start()
-    yield running
-    verdict = running.judge_all()
-    print(f"\nover all faults: {verdict}")
-    assert verdict.clean, verdict
+    with judged_probes(ha_stack) as running:
+        yield running
 
 
 @pytest.fixture

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Any
 
 import pytest
 
 from e2e.harness.faults import SCHEDULER_SERVICE
+from e2e.harness.oracle import SEEN_OUTSIDE, judge_backup, parse_moment
 from e2e.harness.probes import Probes
 from e2e.harness.stack import Stack
-
-#: Outcomes of a run whose task has left its line outside by the time of the backup.
-SEEN = {"success", "failed"}
 
 #: Runs in the container: FOLDER; the runs of the oracle's tasks that a backup holds, read as a restore reads them.
 REOPEN = """
@@ -46,19 +43,14 @@ def test_every_dumped_claim_is_in_the_oracle(ha_stack: Stack, probes: Probes, ti
         watch.strike()
         for number in range(times):
             manifest = back_up(ha_stack)
-            moment = datetime.fromisoformat(manifest["created_at"]).timestamp()
             runs: dict[str, str] = json.loads(
                 ha_stack.execute(
                     *("python3", "-c", REOPEN, manifest["path"]), container=ha_stack.container(SCHEDULER_SERVICE)
                 )
             )
-            starts = ha_stack.starts()
-            ended = {run_id for run_id, outcome in runs.items() if outcome in SEEN}
-            invented = ended - {start.run_id for start in starts}
-            assert not invented, f"backup {number} holds runs that nobody saw start: {sorted(invented)}"
-            forgotten = {start.run_id for start in starts if start.time < moment} - runs.keys()
-            assert not forgotten, f"backup {number} lacks runs that had started: {sorted(forgotten)}"
-            dumped += len(ended)
+            taken_at = parse_moment(manifest["created_at"])
+            assert judge_backup(runs, taken_at, ha_stack.starts()) == [], f"backup {number}"
+            dumped += sum(outcome in SEEN_OUTSIDE for outcome in runs.values())
     watch.check()
     assert dumped, "the backups were empty"
     print(f"{times} backups, {dumped} ended runs in them, all of them in the outside log")

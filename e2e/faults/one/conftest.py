@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from e2e.harness.overlay import overlaid_stack
-from e2e.harness.probes import Probes
+from e2e.harness.probes import Probes, judged_probes
 from e2e.harness.stack import ROOT, Stack
 
 #: Long enough for the runs of the test of a killed master to end, and short enough to wait for.
@@ -48,10 +48,5 @@ def one_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="package")
 def probes(one_stack: Stack) -> Iterator[Probes]:
-    """Ten jobs that fire every second, at every tenth of it. In the end all their fires of all faults are judged."""
-    running = Probes(one_stack)
-    running.start()
-    yield running
-    verdict = running.judge_all()
-    print(f"\nover all faults: {verdict}")
-    assert verdict.clean, verdict
+    with judged_probes(one_stack) as running:
+        yield running

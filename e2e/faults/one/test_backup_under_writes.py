@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Any
 
 import pytest
 
+from e2e.harness.oracle import SEEN_OUTSIDE, judge_backup, parse_moment
 from e2e.harness.probes import Probes
 from e2e.harness.stack import Stack
-
-#: Outcomes of a run whose task has left its line outside by the time of the backup.
-SEEN = {"success", "failed"}
 
 #: Runs in the container: FOLDER; what a backup holds, opened as a restored store would be.
 REOPEN = """
@@ -43,16 +40,11 @@ def test_every_restored_claim_is_in_the_oracle(one_stack: Stack, probes: Probes,
         watch.strike()
         for number in range(times):
             manifest = back_up(one_stack)
-            moment = datetime.fromisoformat(manifest["created_at"]).timestamp()
             opened = json.loads(one_stack.execute("python3", "-I", "-c", REOPEN, manifest["path"]))
-            starts = one_stack.starts()
             assert opened["integrity"] == "ok", f"backup {number}: {opened['integrity']}"
-            ended = {run_id for run_id, outcome in opened["runs"].items() if outcome in SEEN}
-            invented = ended - {start.run_id for start in starts}
-            assert not invented, f"backup {number} holds runs that nobody saw start: {sorted(invented)}"
-            forgotten = {start.run_id for start in starts if start.time < moment} - opened["runs"].keys()
-            assert not forgotten, f"backup {number} lacks runs that had started: {sorted(forgotten)}"
-            restored += len(ended)
+            taken_at = parse_moment(manifest["created_at"])
+            assert judge_backup(opened["runs"], taken_at, one_stack.starts()) == [], f"backup {number}"
+            restored += sum(outcome in SEEN_OUTSIDE for outcome in opened["runs"].values())
     watch.check()
     assert restored, "the backups were empty"
     print(f"{times} backups, {restored} ended runs in them, all of them in the outside log")

@@ -12,7 +12,7 @@ import pytest
 from e2e.harness.client import SCHEDULER
 from e2e.harness.nodes import running_nodes
 from e2e.harness.oracle import FINAL
-from e2e.harness.probes import Probes, let_pass
+from e2e.harness.probes import Probes, judged_probes, let_pass
 from e2e.harness.small_volume import full_volume, small_stack
 from e2e.harness.sqlite_lock import APP_DATABASE, JOB_STORE
 from e2e.harness.stack import Stack
@@ -39,12 +39,8 @@ def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def own_probes(cramped: Stack) -> Iterator[Probes]:
-    running = Probes(cramped)
-    running.start()
-    yield running
-    verdict = running.judge_all()
-    print(f"\nover both faults: {verdict}")
-    assert verdict.clean, verdict
+    with judged_probes(cramped) as running:
+        yield running
 
 
 def health(stack: Stack, path: str) -> tuple[int, dict[str, Any]]:

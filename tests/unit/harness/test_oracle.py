@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from e2e.harness.oracle import Start, Verdict, every, judge, judge_log, parse_moment, read_log
+from e2e.harness.oracle import Start, Verdict, every, judge, judge_backup, judge_log, parse_moment, read_log
 
 FIRST = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 MOMENTS = every(1, FIRST, FIRST + timedelta(seconds=4))
@@ -163,6 +163,17 @@ def test_log_alone_shows_duplicates_and_absents() -> None:
     assert judge_log(EXPECTED, all_starts()).clean
     verdict = judge_log(EXPECTED, [*all_starts()[:-1], start(0, run_id="other")])
     assert (len(verdict.duplicates), len(verdict.absent)) == (1, 1)
+
+
+def test_a_backup_holds_what_had_started_and_nothing_else() -> None:
+    """Its moment lies between the third start and the fourth; the third has not ended."""
+    taken_at, starts = FIRST + timedelta(seconds=2.5), all_starts()
+    held = {"run0": "success", "run1": "failed", "run2": "running", "waits": "pending", "late": "missed"}
+    assert judge_backup(held, taken_at, starts) == []
+    assert judge_backup(held | {"run3": "success"}, taken_at, starts) == []
+    assert judge_backup(held | {"other": "success"}, taken_at, starts) == ["run other ended, and nobody saw it start"]
+    del held["run2"]
+    assert judge_backup(held, taken_at, starts) == ["run run2 had started, and is not in the backup"]
 
 
 def test_verdict_names_every_count() -> None:
