@@ -34,8 +34,8 @@ from app.pages import init_pages
 from app.runtime import EXTENSION_KEY, Runtime
 from app.services.accounts.admin_sync import sync_admin
 from app.services.accounts.audit_service import purge_audit
-from app.services.operations.moved_note import refuse_moved_store
-from app.services.operations.store_swap import finish_swap
+from app.services.operations.move.note import refuse_moved_store
+from app.services.operations.restore.swap import finish_swap
 from app.settings import Settings
 from app.tasks import TaskRegistry
 from app.version import VERSION

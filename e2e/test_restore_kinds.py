@@ -29,8 +29,8 @@ from app.db.jobstore_tables import holds, jobs, nodes, outbox, run_totals, runs,
 from app.db.migrate import METADATA, VERSION_TABLES, Store, ensure_schema
 from app.ledger import failpoints
 from app.services.accounts.admin_sync import ADMIN_NAME
-from app.services.operations.backup_archive import send_backup
-from app.services.operations.backups import back_up
+from app.services.operations.backup.archive import send_backup
+from app.services.operations.backup.backups import back_up
 from app.settings import Settings
 from e2e.harness.postgres_server import PostgresServer
 from e2e.harness.scripts import Outcome

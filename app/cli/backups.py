@@ -10,7 +10,8 @@ import click
 
 from app.cli.console import as_json, dry_run_option, iso, jobs, one_line_errors, print_json, print_table
 from app.runtime import current_runtime
-from app.services.operations import backup_archive, backups
+from app.services.operations.backup import archive as backup_archive
+from app.services.operations.backup import backups
 from app.services.operations.failure import OperationFailed
 
 
@@ -86,7 +87,7 @@ def send_backup(*, backup: str) -> None:
 @one_line_errors
 def receive_backup(*, as_json: bool) -> None:
     """Take a backup from standard input, as a tar, and check that it can be restored, for which it is kept."""
-    from app.services.operations.restore import check_restorable  # noqa: PLC0415 - rarely wanted, and brings much along
+    from app.services.operations.restore.restore import check_restorable  # noqa: PLC0415 - rarely wanted, and brings much along
 
     settings = current_runtime().settings
     with os.fdopen(os.dup(sys.stdin.fileno()), "rb") as stream:

@@ -8,7 +8,7 @@ import click
 
 from app.cli.console import as_json, jobs, one_line_errors, print_json, print_table
 from app.runtime import current_runtime
-from app.services.operations import busy_nodes
+from app.services.operations.drill import busy_nodes
 
 
 @jobs.command("busy-nodes")

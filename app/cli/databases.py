@@ -9,8 +9,8 @@ import click
 from app.cli.console import as_json, db, one_line_errors, print_json
 from app.db.migrate import Store
 from app.runtime import current_runtime
-from app.services.operations import store_state
-from app.services.operations.store_files import STORE_NAMES
+from app.services.operations.stores import state as store_state
+from app.services.operations.stores.files import STORE_NAMES
 
 DAMAGED = 3
 """Exit code of `flask db check` that tells a finding from a failure of the command itself."""

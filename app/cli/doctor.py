@@ -11,8 +11,8 @@ import sys
 
 import click
 
-from app.services.operations import doctor
-from app.services.operations.doctor_findings import Finding, Place
+from app.services.operations.doctor import doctor
+from app.services.operations.doctor.findings import Finding, Place
 
 FOUND = 3
 """Exit code that tells findings from a failure of the command itself; notes alone are none."""

@@ -11,8 +11,8 @@ import click
 from app.cli.console import as_json, jobs, one_line_errors, print_json
 from app.ledger import EXECUTORS
 from app.runtime import current_runtime
-from app.services.operations import drill
-from app.services.operations.drill_verdict import Verdict
+from app.services.operations.drill import drill
+from app.services.operations.drill.verdict import Verdict
 
 NOT_PROVEN = 4
 """Exit code of `flask jobs drill-verdict` that tells a finding from a failure of the command itself."""

@@ -7,7 +7,7 @@ import click
 from app.cli.console import as_json, jobs, one_line_errors, print_json
 from app.i18n import LANGUAGES
 from app.runtime import current_runtime
-from app.services.operations.explain import explain
+from app.services.operations.explain.job import explain
 
 
 @jobs.command("explain")

@@ -25,7 +25,7 @@ def move_stores(*, jobstore: Path | None, database: Path | None, dry_run: bool, 
     Refused while any process has the files open, and where the target holds other data. Safe to run again.
     """
     # It brings PostgreSQL's driver, which a stack on SQLite never needs.
-    from app.services.operations import move_to_postgres  # noqa: PLC0415
+    from app.services.operations.move import to_postgres  # noqa: PLC0415
 
     settings = current_runtime().settings
     failpoints.arm(settings.fail_points)
@@ -36,7 +36,7 @@ def move_stores(*, jobstore: Path | None, database: Path | None, dry_run: bool, 
     def tell(line: str) -> None:
         click.echo(f"[{time.monotonic() - started:5.1f}s] {line}", err=True)
 
-    moved = move_to_postgres.move(settings, files=files, tell=tell, dry_run=dry_run)
+    moved = to_postgres.move(settings, files=files, tell=tell, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, **moved.as_json()})
         return

@@ -16,8 +16,9 @@ from app.default_jobs import load_default_jobs
 from app.ledger import failpoints
 from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.runtime import Runtime, current_runtime
-from app.services.operations import history, reload, set_aside, store_state
 from app.services.operations.failure import OperationFailed
+from app.services.operations.reset import history, reload, set_aside
+from app.services.operations.stores import state as store_state
 
 
 @jobs.command("set-aside")
@@ -35,7 +36,7 @@ def set_aside_store(*, reason: str, backup: str | None, dry_run: bool, as_json: 
     _refuse_while_held(runtime)
     if sqlite_path(runtime.settings.jobstore_url) is None:
         # It brings PostgreSQL's driver, which a stack on SQLite never needs.
-        from app.services.operations import set_aside_tables  # noqa: PLC0415
+        from app.services.operations.reset import set_aside_tables  # noqa: PLC0415
 
         if dry_run:
             where = set_aside_tables.check_tables_can_be_set_aside(runtime)

@@ -28,7 +28,7 @@ def restore(*, backup: str | None, undo: bool, only_check: bool, dry_run: bool, 
     if undo == (backup is not None):
         raise click.UsageError("say which backup, or --undo")
     # Rarely wanted, and it brings much along.
-    from app.services.operations import restore as operation  # noqa: PLC0415
+    from app.services.operations.restore import restore as operation  # noqa: PLC0415
 
     runtime = current_runtime()
     settings = runtime.settings

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from app.services.operations.support_bundle import write_bundle
+from app.services.operations.support.bundle import write_bundle
 
 if __name__ == "__main__":
     write_bundle(sys.stdin.buffer, sys.stdout.buffer)

@@ -32,7 +32,7 @@ from app.repositories.run_totals_repository import (
 from app.repositories.runs_repository import RunsRepository
 from app.runtime import Runtime
 from app.services.health_service import HEARTBEAT_FRESH_S
-from app.services.operations.backups import MANIFEST, backups_folder, read_manifest
+from app.services.operations.backup.backups import MANIFEST, backups_folder, read_manifest
 from app.services.operations.certificate import CertificateUnknown, served_certificate
 from app.services.operations.failure import OperationFailed
 from app.services.scheduler.cluster_problems import cluster_problems

@@ -1,5 +1,5 @@
 # What only the host can see of what is wrong: the engine, containers, ports, mounted files. For scripts/doctor.sh, which
-# sources it after lib.sh. What the app itself can see is in app/services/operations/doctor_findings.py.
+# sources it after lib.sh. What the app itself can see is in app/services/operations/doctor/findings.py.
 # shellcheck shell=bash
 
 readonly DISK_FULL_MB=200 DISK_LOW_MB=1024
@@ -10,7 +10,7 @@ found_json=()
 # shellcheck disable=SC2034 # scripts/doctor.sh reads it
 found_worst=note
 
-# finding SEVERITY ID WHAT MEANING COMMAND RUNBOOK; the severities and the form are those of doctor_findings.py.
+# finding SEVERITY ID WHAT MEANING COMMAND RUNBOOK; the severities and the form are those of that module.
 finding() {
   local severity=$1 id=$2 what=$3 means=$4 command=$5 page=$6
   found_text+=("$(printf '%-7s %s: %s\n        means: %s\n        next:  %s\n        more:  %s' \

@@ -100,7 +100,9 @@ def test_export_is_checked_for_a_fresh_store(run: Any, app: Flask, defaults: lis
 def test_reload_without_a_scheduler_is_one_line(run: Any, defaults: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        monkeypatch.setattr("app.services.operations.reload.ADDRESS", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setattr(
+            "app.services.operations.reset.reload.ADDRESS", f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        )
         planned = json.loads(run("jobs", "reload", "--dry-run", "--json").stdout)
         assert planned == {"deleted": sorted(defaults), "reloaded": defaults}
         failed = run("jobs", "reload")

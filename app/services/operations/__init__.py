@@ -1,4 +1,4 @@
-"""What operators do with a whole installation: export, apply, back up, verify, set aside, carry over.
+"""What operators do with a whole installation, one folder an operation.
 
-Every function here works on the stores alone and starts no scheduler.
+Every function here works on the stores alone and starts no scheduler. `stores` is what several operations share.
 """

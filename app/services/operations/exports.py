@@ -38,7 +38,7 @@ from app.ledger.jobs import SETTINGS
 from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.runtime import Runtime
 from app.services.operations.failure import OperationFailed
-from app.services.operations.store_files import stamp, utc_now, write_whole
+from app.services.operations.stores.files import stamp, utc_now, write_whole
 from app.settings import Settings
 from app.version import VERSION
 

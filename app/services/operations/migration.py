@@ -25,7 +25,7 @@ from app.db.migrate import (
     upgrade_schema,
 )
 from app.services.operations.failure import OperationFailed
-from app.services.operations.store_files import store_url
+from app.services.operations.stores.files import store_url
 from app.settings import Settings
 from app.version import VERSION
 

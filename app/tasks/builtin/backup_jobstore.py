@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from app.runtime import current_runtime
-from app.services.operations.backups import back_up, verify_backup
+from app.services.operations.backup.backups import back_up, verify_backup
 from app.tasks import task
 
 logger = logging.getLogger(__name__)

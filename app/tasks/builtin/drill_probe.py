@@ -11,7 +11,7 @@ from pydantic import Field
 
 from app.ledger import RunContext
 from app.runtime import current_runtime
-from app.services.operations.drill_log import DRILL_PATTERN, fires_file
+from app.services.operations.drill.log import DRILL_PATTERN, fires_file
 from app.tasks import task
 
 

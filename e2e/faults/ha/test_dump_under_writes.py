@@ -15,7 +15,7 @@ from e2e.harness.stack import Stack
 #: Runs in the container: FOLDER; the runs of the oracle's tasks that a backup holds, read as a restore reads them.
 REOPEN = """
 import json, pathlib, sys
-from app.services.operations.postgres_dump import read_dump
+from app.services.operations.backup.postgres_dump import read_dump
 found = {}
 for table in read_dump(pathlib.Path(sys.argv[1]) / "jobstore.dump"):
     if table.name == "runs":

@@ -19,7 +19,7 @@ from app.ledger.nodes import beat
 from app.ledger.run_ids import new_run_id
 from app.metrics.deployment import PROBLEM_CODES, Deployment
 from app.runtime import Runtime
-from app.services.operations.backups import back_up
+from app.services.operations.backup.backups import back_up
 from app.services.scheduler import cluster_problems
 from app.settings import PROJECT_ROOT
 from app.version import VERSION

@@ -15,7 +15,7 @@ from app.db.jobstore_tables import runs
 from app.errors import ValidationError
 from app.ledger import run_id_floor
 from app.runtime import Runtime
-from app.services.operations.backups import list_backups
+from app.services.operations.backup.backups import list_backups
 from app.tasks.builtin.backup_jobstore import backup_jobstore
 from app.tasks.builtin.purge_run_history import purge_run_history
 

@@ -1,0 +1,1 @@
+"""Backups: made while jobs run, kept, checked, and sent through a pipe."""

@@ -1,0 +1,1 @@
+"""Drills: what becomes of fires while schedulers are killed, frozen or cut off."""

@@ -1,0 +1,1 @@
+"""Explanations: why a job fired, did not fire, or fired late."""

@@ -1,0 +1,1 @@
+"""Resets: a job store set aside whole, and the default jobs registered anew."""

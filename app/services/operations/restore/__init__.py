@@ -1,0 +1,1 @@
+"""Restores: a backup takes the place of the present stores."""

@@ -1,0 +1,1 @@
+"""The support archive, and how secrets are kept out of it."""
