@@ -361,7 +361,6 @@ def test_made_up_inputs(hostile: Stack, document: dict[str, Any]) -> None:
 
         @settings(
             max_examples=25,
-            deadline=None,
             derandomize=True,
             database=None,
             suppress_health_check=list(HealthCheck),

@@ -99,7 +99,6 @@ class Search:
             max_examples=examples,
             derandomize=True,
             database=None,
-            deadline=None,
             phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
             suppress_health_check=list(HealthCheck),
             print_blob=False,

@@ -26,7 +26,7 @@ from app.triggers import (
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-slow = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+slow = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 # Where and when clocks change: an hour, half an hour, at midnight, over midnight, and nowhere.
 CLOCK_CHANGES = [

@@ -65,7 +65,7 @@ def test_a_date_fires_once_and_has_no_next_moment() -> None:
     assert late == Decision((Fold("missed", T0, T0),), None)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     late_s=st.floats(0, 500),
     grace_s=st.integers(1, 400),

@@ -229,7 +229,7 @@ def test_another_time_zone_calculates_all_anew(engine, repository):
     assert {row["timezone"] for row in found.values()} == {"America/New_York"}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     days=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 10**12)), min_size=1, max_size=25),
     calculate_after=st.sets(st.integers(0, 24)),

@@ -40,7 +40,6 @@ CHANGES = bodies(sorted(JobChangeInput.model_fields))
 PREVIEWS = bodies(sorted(TriggerPreviewInput.model_fields))
 FUZZ = settings(
     max_examples=150,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

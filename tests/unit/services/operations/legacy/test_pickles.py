@@ -110,14 +110,14 @@ def test_deep_nesting_does_no_harm() -> None:
     assert isinstance(read_pickle(b"]" * depth + b"a" * (depth - 1) + b"."), list)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with contextlib.suppress(UnreadablePickle):
         read_pickle(data)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_a_damaged_pickle_is_read_or_refused(data: st.DataObject) -> None:
     intact = pickle.dumps({"version": 1, "at": datetime(2026, 1, 1, tzinfo=UTC), "kwargs": {"a": [1, 2]}})
