@@ -205,6 +205,27 @@ def test_compose_builds_the_service_alone(checkout: Checkout, brought_up: subpro
     assert done.returncode == 0, done.stderr
 
 
+def test_what_is_given_is_kept_or_told_of(checkout: Checkout, brought_up: subprocess.CompletedProcess[str]) -> None:
+    """Plain compose commands, which know .env alone, must not quietly start another stack."""
+
+    def lasting() -> dict[str, str]:
+        lines = (checkout.folder / ".env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+    before = lasting()
+    assert "given to this command alone" not in brought_up.stderr
+    address = f"127.0.0.1:{free_port()}"
+    given = {"PROMETHEUS_ADDRESS": address, "LOG_LEVEL": "DEBUG", "ALERT_WEBHOOK_URL": "http://alerts.example/token"}
+    done = checkout.up(env=given)
+    assert done.returncode == 0, done.stderr
+    (told,) = (line for line in done.stderr.splitlines() if line.startswith("warning: "))
+    assert "will start without: ALERT_WEBHOOK_URL LOG_LEVEL; .env makes it last" in told
+    assert "alerts.example" not in done.stderr
+    assert lasting() == before | {"PROMETHEUS_ADDRESS": address}
+    as_it_was = checkout.up(env={})
+    assert (as_it_was.returncode, "warning" in as_it_was.stderr) == (0, False), as_it_was.stderr
+
+
 def test_lost_secret_is_made_again_and_the_others_stay(
     checkout: Checkout, brought_up: subprocess.CompletedProcess[str]
 ) -> None:

@@ -9,6 +9,9 @@ source "$ROOT/scripts/lib/releases.sh"
 
 readonly FREE_DISK_MB=2048 # images, their build cache, and room for the first weeks of runs
 readonly HEALTHY_WITHIN_S=180
+# What is written into .env when it is given: where the stack is reached, and what it is made of.
+readonly KEPT=(COMPOSE_FILE COMPOSE_PROJECT_NAME HTTP_PORT HTTPS_PORT TLS_DIR PROMETHEUS_ADDRESS POSTGRES_IMAGE VALKEY_IMAGE
+  WHALEFALL_TAG BASE_IMAGE BUILD_SETTINGS_DIR)
 
 may_install=false
 wanted_shape=
@@ -33,6 +36,10 @@ Settings come from the environment or from .env (every variable: env.example). T
   TLS_DIR               a folder with tls.crt and tls.key: https is on, and http leads to it
   HTTPS_PORT            its port; 443 when not given
   COMPOSE_PROJECT_NAME  another name, for a second stack beside the first
+  COMPOSE_FILE          the compose files, with overlays
+  PROMETHEUS_ADDRESS    where the Prometheus of docker-compose.observability.yml listens; 127.0.0.1:9090 when not given
+  POSTGRES_IMAGE, VALKEY_IMAGE  images for the shape ha; built from Debian packages when not given
+Any other takes effect now, and lasts when it stands in .env.
 EOT
 }
 
@@ -162,14 +169,23 @@ name_images_by_tree() {
 }
 
 keep_settings() {
-  [[ -z ${COMPOSE_FILE-} ]] || keep_setting COMPOSE_FILE "$COMPOSE_FILE"
-  [[ -z ${HTTP_PORT-} ]] || keep_setting HTTP_PORT "$HTTP_PORT"
-  [[ -z ${HTTPS_PORT-} ]] || keep_setting HTTPS_PORT "$HTTPS_PORT"
-  [[ -z ${TLS_DIR-} ]] || keep_setting TLS_DIR "$TLS_DIR"
-  [[ -z ${WHALEFALL_TAG-} ]] || keep_setting WHALEFALL_TAG "$WHALEFALL_TAG"
-  [[ -z ${COMPOSE_PROJECT_NAME-} ]] || keep_setting COMPOSE_PROJECT_NAME "$COMPOSE_PROJECT_NAME"
-  keep_setting BASE_IMAGE "$BASE_IMAGE"
-  keep_setting BUILD_SETTINGS_DIR "$BUILD_SETTINGS_DIR"
+  local name
+  for name in "${KEPT[@]}"; do
+    [[ -z ${!name-} ]] || keep_setting "$name" "${!name}"
+  done
+}
+
+# Of the settings that are passed on to the containers some are secret: they are not written anywhere unasked.
+tell_what_is_not_kept() {
+  local name
+  local -a given=()
+  while read -r name; do
+    [[ -z ${!name-} || " ${KEPT[*]} " == *" $name "* ]] && continue
+    [[ ${!name} == "$(unset "$name" && setting "$name")" ]] || given+=("$name")
+  done < <(grep --no-filename --only-matching --extended-regexp '\$\{[A-Z][A-Z0-9_]*|^ +[A-Z][A-Z0-9_]*:$' compose/*.yml |
+    grep --only-matching --extended-regexp '[A-Z][A-Z0-9_]*' | sort --unique)
+  ((${#given[@]} == 0)) ||
+    warn "given to this command alone, so that \`docker compose up\` will start without: ${given[*]}; .env makes it last"
 }
 
 # --- start -----------------------------------------------------------------------------------------------------------
@@ -256,6 +272,7 @@ main() {
   start_stack
   wait_until_healthy
   step "healthy"
+  tell_what_is_not_kept
 
   printf 'Address:  %s\nAdmin:    admin\nPassword: in the file %s\n' "$(address)" "$SECRETS_DIR/admin_password"
 }
