@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-import docker
 import pytest
 from sqlalchemy import Engine, insert, select
 
@@ -26,7 +25,7 @@ from app.db.migrate import ensure_schema
 from app.ledger.run_ids import new_run_id
 from e2e.harness.client import SCHEDULER, Client
 from e2e.harness.postgres_server import postgres_server
-from e2e.harness.receiver import Receiver
+from e2e.harness.receiver import Receiver, bridge_address
 from e2e.harness.stack import ROOT, Stack, running_stack
 from e2e.harness.waiting import wait_for_clock, wait_until
 
@@ -41,9 +40,7 @@ print(*store.execute("SELECT count(*) FROM outbox").fetchone())
 
 @pytest.fixture(scope="module")
 def receiver() -> Iterator[Receiver]:
-    """On the bridge's own address, which every container of this engine reaches."""
-    bridge = docker.from_env().networks.get("bridge")
-    with Receiver(bridge.attrs["IPAM"]["Config"][0]["Gateway"]) as listening:
+    with Receiver(bridge_address()) as listening:
         yield listening
 
 

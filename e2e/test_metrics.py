@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from e2e.harness.client import SCHEDULER, Client
 from e2e.harness.oracle import FINAL
-from e2e.harness.receiver import Receiver
+from e2e.harness.receiver import Receiver, bridge_address
 from e2e.harness.stack import ROOT, Shape, Stack, free_port
 from e2e.harness.waiting import wait_until
 
@@ -88,9 +88,8 @@ def observed_stack(
 
 @pytest.fixture(scope="module")
 def alertmanager() -> Iterator[Receiver]:
-    """What stands in an Alertmanager's place: on the bridge's own address, which every container reaches."""
-    bridge = docker.from_env().networks.get("bridge")
-    with Receiver(bridge.attrs["IPAM"]["Config"][0]["Gateway"]) as listening:
+    """What stands in an Alertmanager's place."""
+    with Receiver(bridge_address()) as listening:
         yield listening
 
 

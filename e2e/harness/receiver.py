@@ -13,6 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import docker
+
+
+def bridge_address() -> str:
+    """The address of this machine that every container of its engine reaches."""
+    return str(docker.from_env().networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"])
+
 
 @dataclass(frozen=True)
 class Received:
