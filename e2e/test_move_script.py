@@ -17,12 +17,13 @@ from docker.models.containers import Container
 from e2e.harness.checkout import Checkout, checked_out
 from e2e.harness.client import SCHEDULER, Client
 from e2e.harness.every_second import EverySecond
+from e2e.harness.runbooks import PAGES, Operator, blocks_of
 from e2e.harness.scripts import run_script
-from e2e.harness.stack import ROOT, Shape, free_port
+from e2e.harness.stack import Shape, free_port
 from e2e.harness.waiting import wait_until
 
-RUNBOOK = ROOT / "runbooks" / "move-to-postgres.md"
-BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUNBOOK = "move-to-postgres"
+PLAN, BACK_UP, MOVE, GO_BACK, VERIFY, _ = blocks_of(PAGES[RUNBOOK])
 #: What the script says at each of its steps, in their order; the last ones are those of scripts/up.sh.
 STEPS = (
     "building the images",
@@ -55,15 +56,6 @@ def brought_up(folder: Path, name: str, shape: Shape) -> Iterator[Checkout]:
 def checkout(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     with brought_up(tmp_path_factory.mktemp(f"move-{request.param}"), request.param, request.param) as made:
         yield made
-
-
-def run_block(checkout: Checkout, number: int) -> str:
-    """The runbook's block, run as it stands; its output. Fails with all it printed."""
-    body = BLOCK.findall(RUNBOOK.read_text(encoding="utf-8"))[number]
-    body = body.replace("whalefall_postgres", f"{checkout.project}_postgres")
-    done = checkout.run("bash", "-euo", "pipefail", "-c", body, env={})
-    assert done.returncode == 0, f"{body}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def kill_when_it_says(checkout: Checkout, words: str) -> None:
@@ -118,19 +110,19 @@ def one_off_containers(checkout: Checkout) -> list[Container]:
 
 @pytest.mark.timeout(900)
 def test_a_running_stack_is_moved_and_brought_back(checkout: Checkout) -> None:
-    shape = checkout.shape
+    shape, operator = checkout.shape, Operator(checkout)
     fires = EverySecond(checkout)
     fires.wait_for_fires(5)
 
-    planned = run_block(checkout, 0)
+    planned = operator.run(PLAN, RUNBOOK)
     assert "Nothing was changed." in planned
     assert re.search(r"^jobstore +runs +\d+ ", planned, re.MULTILINE), planned
     checkout.wait_until_ready()
 
-    run_block(checkout, 1)
+    operator.run(BACK_UP, RUNBOOK)
     if shape == "prod":
         kill_when_it_says(checkout, "starting PostgreSQL")
-    moved = run_block(checkout, 2)
+    moved = operator.run(MOVE, RUNBOOK)
     assert "everything is moved and checked" in moved, moved
     assert "Address:  http://" in moved
     assert checkout.setting("COMPOSE_FILE") == "compose/docker-compose.ha.yml"
@@ -138,7 +130,7 @@ def test_a_running_stack_is_moved_and_brought_back(checkout: Checkout) -> None:
         "nginx", "web", "scheduler", "worker", "postgres", "valkey",
     }  # fmt: skip
     fires.wait_for_fires()
-    verified = run_block(checkout, 4)
+    verified = operator.run(VERIFY, RUNBOOK)
     assert "problem:" not in verified
     assert verified.count(", alive, ") >= 2, verified
     Client(checkout.base_url).log_in("admin", checkout.secret("admin_password"))
@@ -153,7 +145,7 @@ def test_a_running_stack_is_moved_and_brought_back(checkout: Checkout) -> None:
     refused = checkout.up("--shape", "prod")
     assert refused.returncode != 0
 
-    run_block(checkout, 3)
+    operator.run(GO_BACK, RUNBOOK)
     assert {one.labels["com.docker.compose.service"] for one in checkout.containers()} == {"whalefall"}
     assert {job["id"] for job in checkout.bearer().jobs()} >= set(EverySecond.IDS)
     assert (checkout.folder / "since-the-move.sql").stat().st_size > 10_000
@@ -186,18 +178,9 @@ def _says(words: bytes) -> Callable[[bytes], bool]:
 
 def start_one_container(checkout: Checkout) -> Container:
     name = f"{checkout.project}-beside"
-    command = [
-        "docker",
-        "compose",
-        "-f",
-        "compose/docker-compose.prod.yml",
-        "run",
-        "--detach",
-        "--no-deps",
-        "--name",
-        name,
-    ]
-    done = checkout.run(*command, "whalefall", env={"COMPOSE_IGNORE_ORPHANS": "true"})
+    compose = ("docker", "compose", "--file", "compose/docker-compose.prod.yml")
+    begin = ("run", "--detach", "--no-deps", "--name", name, "whalefall")
+    done = checkout.run(*compose, *begin, env={"COMPOSE_IGNORE_ORPHANS": "true"})
     assert done.returncode == 0, done.stderr
     found: Container = docker.from_env().containers.get(name)
     return found
