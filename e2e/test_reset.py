@@ -99,6 +99,15 @@ def changed(stack: Stack) -> dict[str, Any]:
     }
 
 
+def run_once(stack: Stack) -> tuple[str, bool]:
+    """Asks with one and the same key for a run of a job, as a client that got no answer does; the run's id, and whether
+    it had been asked for before."""
+    path = f"{SCHEDULER}/jobs/purge_run_history/actions/run"
+    answer = stack.bearer().post(path, headers={"Idempotency-Key": "tonight's"})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["data"]["run_id"], "Idempotency-Replayed" in answer.headers
+
+
 def export_of(stack: Stack, folder: Path) -> Path:
     """The jobs as they are now."""
     file = folder / "jobs.yaml"
@@ -132,7 +141,7 @@ def test_reset_keeps_the_history_and_the_export_brings_the_changes_back(stack: S
     at_first = changed(stack)
     wanted = change_what_the_api_can(stack)
     start_load(stack, 5)
-    stack.bearer().run_now("purge_run_history")
+    run_id, _ = run_once(stack)
     long_run = stack.bearer().create_job(
         "long", "oracle_sleep", {"trigger_type": "interval", "days": 1}, kwargs={"seconds": 3}
     )
@@ -154,6 +163,7 @@ def test_reset_keeps_the_history_and_the_export_brings_the_changes_back(stack: S
     assert len({start.run_id for start in seen}) == len(seen), "a run was started twice"
     assert not set(after.values()) & {"pending", "running"}
     assert after.items() >= before.items()
+    assert run_once(stack) == (run_id, True)
     assert [row["kind"] for row in stack.bearer().history("purge_run_history")] == ["manual"]
     assert "does not keep running" not in reset.stderr
 
@@ -284,6 +294,7 @@ def test_store_in_postgresql(private_stack: Callable[..., Stack], tmp_path: Path
     stack = private_stack(shape="ha", scale={"web": 1, "worker": 1})
     fires = EverySecond(stack)
     export = export_of(stack, tmp_path)
+    run_id, _ = run_once(stack)
     fires.wait_for_fires()
     planned = run_on(stack, SCRIPT, "--dry-run")
     assert "the job store postgresql://postgres/whalefall" in planned.stdout
@@ -293,6 +304,7 @@ def test_store_in_postgresql(private_stack: Callable[..., Stack], tmp_path: Path
     [carried] = done["history"]
     kept = runs_in(stack, f"{done['aside']}/scheduler.db")
     assert carried["runs"] == len(kept) > 0
+    assert run_once(stack) == (run_id, True)
     assert stack.admin().data("GET", "/api/v1/scheduler/status")["nodes"]
     fires.wait_for_fires()
     fires.judge()

@@ -15,13 +15,13 @@ from sqlalchemy.engine import Engine
 
 from app.db.clock import to_us
 from app.db.engines import create_engine_for, write_transaction
-from app.db.jobstore_tables import holds, nodes
+from app.db.jobstore_tables import holds, idempotency_keys, jobs, nodes
 from app.db.migrate import METADATA, ensure_schema
 from app.ledger import failpoints
 from e2e.harness.bare_machine import BareMachine
 from e2e.harness.postgres_server import PostgresServer
 from e2e.harness.scripts import Outcome
-from e2e.harness.store_rows import Contents, contents, fill, row_of
+from e2e.harness.store_rows import Contents, contents, fill, row_of, without_nul
 
 
 class Deployment(BareMachine):
@@ -123,6 +123,30 @@ def test_history_comes_back_without_what_the_server_cannot_hold(deployment: Depl
     assert told["runs"] == len(after) == len(before) - 1
     assert garbled not in after
     assert after[torn]["reason"] == "torn\\x00text"
+
+
+def test_requests_that_are_sent_again_are_still_known(deployment: Deployment) -> None:
+    """Several keys of one route, and one of a job that is gone."""
+    keys = [
+        {"scope": "POST run 1", "key": f"key {number}", "fingerprint": "0" * 64, "resource": resource, "created_at": 1}
+        for number, resource in enumerate(("a" * 32, "b" * 32, "a garbled one", "gone"))
+    ]
+    with write_transaction(deployment.store) as connection:
+        connection.execute(delete(idempotency_keys))
+        connection.execute(insert(idempotency_keys), keys)
+        connection.execute(insert(jobs), without_nul(row_of(jobs, 99) | {"id": "gone"}))
+    done = deployment.set_aside()
+    assert done.code == 0, done
+    with closing(sqlite3.connect(deployment.asides()[0] / "scheduler.db")) as aside:
+        aside.execute("UPDATE idempotency_keys SET created_at = 'garbled' WHERE key = 'key 2'")
+        aside.commit()
+    carried = deployment.flask_jobs("carry-history", "--json")
+    assert carried.code == 0, carried
+    [told] = json.loads(carried.stdout)
+    assert deployment.contents()["idempotency_keys"] == keys[:2]
+    assert told["repeats"] == 2
+    again = deployment.flask_jobs("carry-history", str(deployment.asides()[0]), "--json")
+    assert json.loads(again.stdout)[0]["repeats"] == 0, again
 
 
 def test_refused_while_a_scheduler_lives(deployment: Deployment) -> None:

@@ -109,9 +109,9 @@ def carry_history(*, sources: tuple[str, ...], as_json: bool) -> None:
             if not result.failed:
                 click.echo(
                     f"{result.source}: {result.runs} runs carried over ({result.runs_there_already} were there"
-                    f" already), {result.logs} logs, {result.messages} undelivered messages; {result.cancelled} had not"
-                    f" started and are cancelled, {result.lost} had not ended and are lost, {result.missed} moments are"
-                    " missed"
+                    f" already), {result.logs} logs, {result.messages} undelivered messages, {result.repeats} keys of"
+                    f" requests; {result.cancelled} had not started and are cancelled, {result.lost} had not ended and"
+                    f" are lost, {result.missed} moments are missed"
                 )
     if any(result.failed for result in results):
         sys.exit(1)

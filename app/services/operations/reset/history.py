@@ -1,4 +1,5 @@
-"""Carries the run history of an older job store file into the present one, as far as it can be read."""
+"""Carries the run history of an older job store file into the present one, as far as it can be read, and what goes with
+it: messages on their way out, keys of requests."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.db.clock import now_us
 from app.db.engines import sqlite_path, write_transaction
-from app.db.jobstore_tables import jobs, outbox, run_logs, runs
+from app.db.jobstore_tables import idempotency_keys, jobs, outbox, run_logs, runs
 from app.ledger.fates import next_moment
 from app.ledger.run_ids import new_run_id
 from app.runtime import Runtime
@@ -48,6 +49,7 @@ class Carried:
     runs_there_already: int = 0
     logs: int = 0
     messages: int = 0  # alerts and pings that had not been delivered
+    repeats: int = 0  # keys of requests, by which one that is sent again is known
     cancelled: int = 0  # were still waiting for their start
     lost: int = 0  # had started, and their end is not on record
     missed: int = 0  # moments of the default jobs that fell into the reset
@@ -61,8 +63,8 @@ class Carried:
 
 
 def carry_history(source: Path, jobstore: Engine) -> Carried:
-    """Copies runs, their logs and undelivered messages from the job store file `source` into the store behind
-    `jobstore`.
+    """Copies runs, their logs, undelivered messages and the keys of requests from the job store file `source` into the
+    store behind `jobstore`.
 
     Runs that are there already stay as they are, so it can be called twice. A run that had not started
     becomes `cancelled`, one that had not ended `lost`: their processes are gone. Moments of jobs that both
@@ -90,6 +92,8 @@ def carry_history(source: Path, jobstore: Engine) -> Carried:
             _carry_messages(old, jobstore, carried)
         if "jobs" in tables:
             _record_missed(old, jobstore, carried)
+        if {"jobs", "idempotency_keys"} <= tables:
+            _carry_repeats(old, jobstore, carried)
     if carried.damage is not None and not carried.runs and not carried.runs_there_already and carried.gaps:
         raise OperationFailed(f"nothing of the history in {source} can be read: {carried.damage}")
     return carried
@@ -145,7 +149,7 @@ def _carry_runs(old: sqlite3.Connection, jobstore: Engine, carried: Carried) -> 
         with write_transaction(jobstore) as new:
             there = set(new.execute(select(runs.c.run_id).where(runs.c.run_id.in_(before))).scalars())
             fresh = [row for row in rows if row["run_id"] not in there]
-            inserted = _insert(new, runs, fresh)
+            inserted = set(_insert(new, runs, fresh))
         carried.runs_there_already += len(there)
         carried.runs += len(inserted)
         for run_id, outcome in ((row["run_id"], row["outcome"]) for row in batch):
@@ -166,27 +170,41 @@ def _carry_messages(old: sqlite3.Connection, jobstore: Engine, carried: Carried)
             carried.messages += len(_insert(new, outbox, batch))
 
 
+def _carry_repeats(old: sqlite3.Connection, jobstore: Engine, carried: Carried) -> None:
+    """A request that was carried out is still known when it is sent again. One that created a job which the reset took
+    away is not: sent again, it creates the job again."""
+    try:
+        created = {row["id"] for row in old.execute("SELECT id FROM jobs")}
+        query = "SELECT scope, key, fingerprint, resource, created_at FROM idempotency_keys"
+        found = [dict(row) for row in old.execute(query)]
+    except sqlite3.DatabaseError as error:
+        carried.damage = carried.damage or str(error)
+        carried.gaps.append(f"idempotency_keys: they could not be read: {error}")
+        return
+    for start in range(0, len(found), _ROWS_PER_COMMIT):
+        with write_transaction(jobstore) as new:
+            gone = created - set(new.execute(select(jobs.c.id)).scalars())
+            rows = [row for row in found[start : start + _ROWS_PER_COMMIT] if row["resource"] not in gone]
+            carried.repeats += len(_insert(new, idempotency_keys, rows))
+
+
 def _key(table: Table) -> str:
-    """The table's key: an id that rises with time."""
+    """The first column of the table's key: an id that rises with time, where it is the only one."""
     return str(table.primary_key.columns[0].name)
 
 
-def _insert(new: Connection, table: Table, rows: list[dict[str, Any]]) -> set[str]:
+def _insert(new: Connection, table: Table, rows: list[dict[str, Any]]) -> list[str]:
     """Inserts the rows whose keys are free; the ids of those that are in. A row that a damaged page garbled
     so that it breaks the table's rules is left out."""
     if not rows:
-        return set()
+        return []
     if new.dialect.name == "postgresql":
         return _insert_on_server(new, table, rows)
-    inserted: set[str] = set()
     statement = sqlite_dialect.insert(table).prefix_with("OR IGNORE")
-    for row in rows:
-        if new.execute(statement.values(**row)).rowcount == 1:
-            inserted.add(row[_key(table)])
-    return inserted
+    return [row[_key(table)] for row in rows if new.execute(statement.values(**row)).rowcount == 1]
 
 
-def _insert_on_server(new: Connection, table: Table, rows: list[dict[str, Any]]) -> set[str]:
+def _insert_on_server(new: Connection, table: Table, rows: list[dict[str, Any]]) -> list[str]:
     """The same on PostgreSQL: in one statement where it takes all of them, else one by one."""
     # Its texts hold no NUL.
     clean = [
@@ -197,13 +215,13 @@ def _insert_on_server(new: Connection, table: Table, rows: list[dict[str, Any]])
     statement = postgresql.insert(table).on_conflict_do_nothing().returning(key)
     try:
         with new.begin_nested():
-            return set(new.execute(statement.values(clean)).scalars())
+            return list(new.execute(statement.values(clean)).scalars())
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
         if len(clean) == 1:
-            return set()
-    return set().union(*(_insert_on_server(new, table, [row]) for row in clean))
+            return []
+    return [key for row in clean for key in _insert_on_server(new, table, [row])]
 
 
 def _ended(row: Mapping[str, Any], now: int) -> dict[str, Any]:

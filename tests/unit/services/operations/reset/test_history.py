@@ -13,12 +13,16 @@ from app.db.clock import now_us
 from app.db.engines import create_engine_for, read_transaction, write_transaction
 from app.db.jobstore_tables import jobs, outbox, run_logs, runs
 from app.db.migrate import ensure_schema
+from app.ledger import NewJob
+from app.ledger.repeats import RepeatedRequest, RepeatKey
 from app.ledger.run_ids import new_run_id
+from app.repositories.run_totals_repository import RunTotalsRepository
 from app.runtime import Runtime
 from app.services.operations.backup.backups import back_up
 from app.services.operations.failure import OperationFailed
 from app.services.operations.reset.history import carry_from, carry_history
 from app.services.operations.reset.set_aside import Aside, asides, set_aside
+from app.services.scheduler.repeated_requests import refuse_repeat
 from app.triggers import parse_trigger
 from tests.unit.services.operations.conftest import DEFAULTS
 
@@ -81,6 +85,41 @@ def test_undelivered_messages_go_over(with_defaults: Runtime, add_runs: AddRuns)
         rows = [dict(row) for row in connection.execute(select(outbox).order_by(outbox.c.id)).mappings()]
     assert [row["id"] for row in rows] == [f"{number:032x}" for number in range(3)]
     assert {row["payload"] for row in rows} == {message["payload"]}
+
+
+def test_a_request_that_is_sent_again_is_still_known(with_defaults: Runtime) -> None:
+    """A run starts once across a reset; a job that the reset took away can be created again."""
+    ledger = with_defaults.ledger
+    run, gone, back = (RepeatKey(scope=f"POST {number} 1", key="key", fingerprint="f" * 64) for number in range(3))
+    first = ledger.request_run("copy_report", "1", repeat=run)
+    for job_id, repeat in (("gone", gone), ("back", back)):
+        ledger.add_job(NewJob(id=job_id, task="t", trigger=DEFAULTS[0].trigger), "1", repeat=repeat)
+    aside = reset(with_defaults)
+    ledger.add_job(NewJob(id="back", task="t", trigger=DEFAULTS[0].trigger), "1")  # by the export that was applied
+    [carried] = carry_from(with_defaults, [])
+    assert (carried.repeats, carried.damage) == (2, None)
+    with pytest.raises(RepeatedRequest) as repeated:
+        ledger.request_run("copy_report", "1", repeat=run)
+    assert repeated.value.resource == first.run_id
+    assert list(history(with_defaults)) == [first.run_id]
+    with pytest.raises(RepeatedRequest):
+        refuse_repeat(with_defaults.jobstore, back)
+    refuse_repeat(with_defaults.jobstore, gone)
+    [again] = carry_from(with_defaults, [aside.path])
+    assert again.repeats == 0
+
+
+def test_the_counts_of_the_metrics_begin_anew(with_defaults: Runtime, add_runs: AddRuns) -> None:
+    """What is carried over was counted in the old store; it does not happen once more."""
+    totals = RunTotalsRepository(with_defaults.jobstore)
+    totals.begin()
+    add_runs(3)
+    add_runs(1, outcome="pending")
+    reset(with_defaults)
+    totals.begin()
+    carry_from(with_defaults, [])
+    assert len(history(with_defaults)) == 4
+    assert totals.read().fires == {}
 
 
 def test_source_is_left_as_it_is(with_defaults: Runtime, add_runs: AddRuns) -> None:

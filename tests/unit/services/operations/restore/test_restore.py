@@ -25,6 +25,7 @@ from app.db.engines import create_engine_for, read_transaction, write_transactio
 from app.db.jobstore_tables import idempotency_keys, jobs, nodes, outbox, runs
 from app.ledger import NewJob, failpoints
 from app.ledger.holds import find_hold
+from app.repositories.run_totals_repository import RunTotalsRepository
 from app.runtime import Runtime
 from app.services.operations.backup.backups import Backup, back_up, backups_folder, list_backups, verify_backup
 from app.services.operations.failure import OperationFailed
@@ -215,6 +216,29 @@ def test_messages_keys_and_the_audit_log_are_those_of_the_present(store: Store) 
     assert [row.key for row in store.rows(idempotency_keys)] == ["k"]
     assert 4711 in {row.id for row in store.rows(audit_log)}
     assert not stamps & {row.session_stamp for row in store.rows(users)}, "a revoked session may live again"
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["counted anew", "in the totals"])
+def test_the_counts_of_the_metrics_go_on(store: Store, add_runs: AddRuns, settled: bool) -> None:
+    """They fit what is on record: what ran before and since the backup is counted once, and what the restore ended."""
+
+    def totals(hours: int = 0) -> RunTotalsRepository:
+        return RunTotalsRepository(
+            store.runtime.jobstore, clock=lambda _connection: now_us() + hours * 3600 * 1_000_000
+        )
+
+    totals(hours=-1).begin()
+    add_runs(3)
+    made = back_up(store.settings, reason="test")
+    add_runs(2, outcome="failed")
+    add_runs(1, job_id="purge_run_history", outcome="running")
+    if settled:
+        assert totals(hours=1).add_settled()
+    later = 1 if settled else 0
+    before = totals(later).read().fires
+    assert before == {("success", "schedule", "sync_accounts"): 3, ("failed", "schedule", "sync_accounts"): 2}
+    store.restore(made.path)
+    assert totals(later).read().fires == {**before, ("lost", "schedule", "purge_run_history"): 1}
 
 
 def test_the_undo_brings_back_what_was_there(store: Store, add_runs: AddRuns) -> None:
