@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sqlite3
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,38 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from e2e.harness.client import SCHEDULER, Client
+from e2e.harness.runbooks import Block, Operator, blocks_of
 from e2e.harness.scripts import environment_of, run_on, run_script
-from e2e.harness.stack import Stack
+from e2e.harness.site import Site, site
+from e2e.harness.stack import ROOT, Shape, Stack
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 NIGHTLY = CronTrigger(hour=2, minute=45, timezone=SHANGHAI)
+PAGE = ROOT / "docs" / "legacy-store.md"
+#: An older app, which writes its store itself; into the stack's own where no address is given.
+OLD_APP = """
+import sys, types
+from apscheduler.schedulers.background import BackgroundScheduler
+
+for name, function in (("shop", ""), ("shop.reports", "nightly"), ("shop.health", "ping"), ("shop.accounts", "sync")):
+    sys.modules[name] = types.ModuleType(name)
+    setattr(sys.modules[name], function, lambda *arguments: None)
+if len(sys.argv) > 1:
+    url = sys.argv[1]
+else:
+    from app.settings import Settings
+    url = Settings.load().jobstore_url
+
+scheduler = BackgroundScheduler(timezone="Asia/Shanghai")
+scheduler.add_jobstore("sqlalchemy", url=url)
+scheduler.start(paused=True)
+scheduler.add_job(
+    "shop.reports:nightly", "cron", day_of_week=0, hour=2, minute=30, args=["/srv/reports"], id="weekly_report"
+)
+scheduler.add_job("shop.health:ping", "interval", minutes=5, id="health")
+scheduler.add_job("shop.accounts:sync", "cron", hour=2, minute=45, id="sync_accounts").pause()
+scheduler.shutdown()
+"""
 SENTINEL = "/oracle/executed-by-a-pickle"
 
 
@@ -110,3 +140,58 @@ def test_what_is_no_store_changes_nothing(stack: Stack, api: Client, tmp_path: P
         assert (refused.code, refused.stdout) == (1, ""), refused
         assert part in refused.stderr
     assert api.jobs() == before
+
+
+def follow(made: Site, blocks: Sequence[Block]) -> list[str]:
+    """What the page's blocks print, in a checkout that has the page's drop-in module."""
+    (made.folder / "reports.py").write_text(shown_on_the_page("python"))
+    operator = Operator(made, {} if made.shape == "prod" else {" whalefall ": f" {made.service} "})
+    said = []
+    for block in blocks:
+        said.append(operator.run(block, PAGE.name))
+        made.wait_until_ready()
+    return said
+
+
+def shown_on_the_page(language: str) -> str:
+    (shown,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return str(shown)
+
+
+def definitions(made: Site) -> dict[str, Any]:
+    """What the jobs are, by their ids."""
+    names = ("task_name", "name", "trigger_spec", "kwargs", "is_paused", "is_enabled", "misfire_grace_time")
+    return {job["id"]: {name: job[name] for name in names} for job in made.bearer().jobs()}
+
+
+def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
+    blocks = [block for block in blocks_of(PAGE) if block.situation is None]
+    with site(tmp_path, "legacy") as made:
+        url = f"sqlite:///{made.folder / 'old-jobs.db'}"
+        subprocess.run([sys.executable, "-c", OLD_APP, url], check=True, timeout=60)
+        before = definitions(made)
+
+        give_tasks, look, keep, take_over, see, back = blocks
+        _, planned, _ = follow(made, [give_tasks, look, keep])
+        assert planned == shown_on_the_page("text")
+        assert definitions(made) == before
+        _, listed = follow(made, [take_over, see])
+        assert re.search(r"^weekly_report +.* scheduled ", listed, re.MULTILINE), listed
+        assert re.search(r"^sync_accounts +.* paused", listed, re.MULTILINE), listed
+        after = definitions(made)
+        assert after["weekly_report"]["kwargs"] == {"target": "/srv/reports"}
+        (again,) = follow(made, [take_over])
+        assert again.count("unchanged") == 2
+        assert definitions(made) == after
+        follow(made, [back])
+        assert definitions(made) == before
+
+
+@pytest.mark.parametrize("shape", ["prod", pytest.param("ha", marks=pytest.mark.faults_long)])
+def test_the_page_works_on_a_table_in_the_stacks_own_store(tmp_path: Path, shape: Shape) -> None:
+    blocks = blocks_of(PAGE)
+    with site(tmp_path, "legacy-own", shape) as made:
+        made.execute("python3", "-c", OLD_APP)
+        follow(made, [blocks[0], *(block for block in blocks if block.situation is not None)])
+        taken = definitions(made)
+        assert (taken["weekly_report"]["task_name"], taken["sync_accounts"]["is_paused"]) == ("copy_report", True)

@@ -20,7 +20,7 @@ Takes over the jobs of an older app from its APScheduler 3 job store (SQLite, ta
   - what cannot be taken over is listed with the reason
 The pickles in it are read as data: nothing that they name is imported or called. All or nothing; what was changed here
 before stays, unless --overwrite is said, and is exported to userdata/exports/ first. Safe to run again. Stop the older
-app for good before it fires next, or both will fire.
+app for good before it fires next, or both will fire. docs/legacy-store.md goes through it step by step.
 
   FILE             the older app's SQLite file; its -wal beside it is read too
   --from-store     instead: the table that an older app left in this stack's own job store
