@@ -16,24 +16,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from e2e.harness.doctor import SCRIPT, Findings, doctor, findings, found_by
 from e2e.harness.faults import extra_scheduler
-from e2e.harness.scripts import Outcome, environment_of, run_script
+from e2e.harness.isolated_engine import isolated_engine
+from e2e.harness.scripts import Outcome, run_script
 from e2e.harness.small_volume import full_volume, small_stack
 from e2e.harness.sqlite_lock import HOLD, JOB_STORE, is_locked
 from e2e.harness.stack import ROOT, SERVICE, Stack, running_stack
 from e2e.harness.waiting import wait_until
 
-SCRIPT = "doctor.sh"
-FOUND = 3
 NEVER = {"trigger_type": "date", "run_date": "2199-01-01T00:00:00Z"}
 EVERY_NEW_YEAR = {"trigger_type": "cron", "cron_expression": "0 0 1 1 *", "timezone": "UTC"}
-#: What other stacks of a test session, or a container that has just begun, may add at any time.
-ALWAYS_POSSIBLE = {"other-stack", "container-starting", "host-disk-low"}
-
 #: Where a secret may stand, and what is planted there.
 PLANTED = {
     "kwargs": "planted-in-kwargs-4711",
@@ -81,28 +77,6 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with running_stack(tmp_path_factory) as stack:
         stack.bearer().create_job("never", "oracle_fire", NEVER)
         yield stack
-
-
-def doctor(stack: Stack, *arguments: str, **environment: str) -> Outcome:
-    return run_script(SCRIPT, *arguments, environment=environment_of(stack) | environment)
-
-
-def found_by(outcome: Outcome) -> dict[str, dict[str, Any]]:
-    """The findings by their ids, but for those that say nothing of this stack."""
-    assert outcome.code in (0, FOUND), outcome
-    (line,) = outcome.stdout.splitlines()
-    findings = json.loads(line)["findings"]
-    worse = [finding for finding in findings if finding["severity"] != "note"]
-    assert (outcome.code == FOUND) == bool(worse), outcome
-    for finding in findings:
-        assert set(finding) == {"id", "severity", "what", "means", "command", "runbook"}
-        assert all(finding.values()), finding
-        assert (ROOT / finding["runbook"]).is_file(), finding
-    return {finding["id"]: finding for finding in findings if finding["id"] not in ALWAYS_POSSIBLE}
-
-
-def findings(stack: Stack, **environment: str) -> dict[str, dict[str, Any]]:
-    return found_by(doctor(stack, "--json", **environment))
 
 
 # -- the one container, step by step ------------------------------------------------------------------------------
@@ -381,6 +355,27 @@ def test_no_engine_and_one_that_does_not_answer(tmp_path: Path) -> None:
     assert set(found_by(deaf)) == {"engine-down"}
 
 
+def test_the_disk_of_the_engine_itself(tmp_path_factory: pytest.TempPathFactory) -> None:
+    # A short name: the engine's sockets lie below it.
+    with isolated_engine(tmp_path_factory.mktemp("disk"), disk_mib=2000) as engine:
+
+        def found() -> Findings:
+            done = engine.run(str(ROOT / "scripts" / SCRIPT), "--json")
+            return found_by(Outcome(done.returncode, done.stdout, done.stderr), but=())
+
+        about_disk = {"host-disk-low", "host-disk-full"}
+        assert not about_disk & found().keys()
+        for mib, finding, severity in ((800, "host-disk-low", "warning"), (150, "host-disk-full", "error")):
+            engine.resize_disk(mib)
+            told = found()
+            assert about_disk & told.keys() == {finding}
+            assert told[finding]["severity"] == severity
+            assert re.fullmatch(rf"{engine.state}/data has \d+ MB left", told[finding]["what"]), told[finding]
+            engine.output("sh", "-ec", told[finding]["command"].replace("prune", "prune --force"))
+        engine.resize_disk(2000)
+        assert not about_disk & found().keys()
+
+
 def test_settings_that_compose_cannot_read(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("services: [\n")
@@ -414,22 +409,3 @@ def test_a_full_volume(tmp_path: Path) -> None:
             assert "no room is left" in findings(stack)["disk-full"]["what"]
         stack.execute("sh", "-c", LEAVE_A_MEGABYTE)
         assert "MiB left" in findings(stack)["disk-low"]["what"]
-
-
-# -- several of everything ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.faults_long
-def test_a_cluster_without_its_stores_and_workers(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with running_stack(tmp_path_factory, shape="ha", scale={"web": 1, "worker": 1}) as stack:
-        assert findings(stack) == {}
-        stack.bearer().create_job("fleet", "oracle_fire", NEVER, executor="celery")
-        stack.container("worker").remove(force=True)
-        wait_until("the worker's silence", lambda: findings(stack), lambda found: "no-worker" in found, within=60)
-        assert findings(stack)["service-absent"]["command"] == "docker compose up --detach worker"
-        stack.container("valkey").stop()
-        assert "valkey" in findings(stack)["broker-unreachable"]["command"]
-        stack.container("postgres").stop(timeout=60)
-        found = findings(stack)
-        assert {"store-unreachable", "container-stopped"} <= set(found)
-        assert found["store-unreachable"]["command"].startswith("docker compose ps postgres")

@@ -56,15 +56,22 @@ class IsolatedEngine(Checkout):
         assert done.returncode == 0, f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def resize_disk(self, mib: int) -> None:
+        """The engine's disk is so large from now on; only for one that has a disk of its own."""
+        subprocess.run(["mount", "-o", f"remount,size={mib}m", str(self.state)], check=True)
+
 
 @contextmanager
-def isolated_engine(folder: Path) -> Iterator[IsolatedEngine]:
-    """An engine with nothing in it, removed in the end with all it holds. Skips where a test may not make one."""
+def isolated_engine(folder: Path, *, disk_mib: int | None = None) -> Iterator[IsolatedEngine]:
+    """An engine with nothing in it, removed in the end with all it holds; with a disk of its own (in memory) where it
+    is said how large. Skips where a test may not make one."""
     if os.geteuid() != 0 or not all(shutil.which(name) for name in ("dockerd", "unshare", "nsenter", "ip")):
         pytest.skip("an engine of the test's own needs root, dockerd, unshare, nsenter and ip")
     state, home = folder / "engine", folder / "home"
     state.mkdir()
     home.mkdir()
+    if disk_mib is not None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={disk_mib}m", "engine", str(state)], check=True)
     daemon = subprocess.Popen(
         ["unshare", "--net", "sh", "-ec", START, "sh", str(state)], stdin=subprocess.DEVNULL, start_new_session=True
     )
@@ -80,4 +87,6 @@ def isolated_engine(folder: Path) -> Iterator[IsolatedEngine]:
     finally:
         daemon.send_signal(signal.SIGTERM)  # it ends its containers, and its containerd
         daemon.wait(timeout=60)
+        if disk_mib is not None:
+            subprocess.run(["umount", "--recursive", str(state)], check=True)
         shutil.rmtree(state, ignore_errors=True)

@@ -248,31 +248,37 @@ look_at_neighbours() {
   fi
 }
 
-# Files of the host that the containers were given: gone, or no longer what the containers have.
+# Files of the host that the containers were given: gone, or no longer what each of them has.
 look_at_secrets() {
   [[ -z ${DOCKER_HOST-} ]] || return 0
-  local container source target inside
-  container=$(docker ps --all --quiet --filter "label=com.docker.compose.project=$(project_name)" \
-    --filter "label=com.docker.compose.service=$SERVICE" --filter label=com.docker.compose.oneoff=False | head -n 1)
-  [[ -n $container ]] || return 0
-  inside=$(timeout 10 docker exec "$container" sh -c 'sha256sum /run/secrets/*' 2> /dev/null) || inside=
-  while IFS='|' read -r source target; do
-    if [[ $target != /run/secrets/* ]]; then
-      continue
-    fi
+  local container name source target inside
+  local -A targets=() differs=()
+  for container in $(docker ps --all --quiet --filter "label=com.docker.compose.project=$(project_name)" \
+    --filter label=com.docker.compose.oneoff=False); do
+    name=$(name_of "$container")
+    inside=$(timeout 10 docker exec "$container" sh -c 'sha256sum /run/secrets/*' 2> /dev/null) || inside=
+    while IFS='|' read -r source target; do
+      [[ $target == /run/secrets/* ]] || continue
+      targets[$source]=$target
+      if [[ -s $source && -r $source && -n $inside && $inside != *"$(sha256sum < "$source" | cut -c 1-64)  $target"* ]]; then
+        differs[$source]+="${differs[$source]:+, }$name"
+      fi
+    done < <(docker inspect --format '{{range .Mounts}}{{.Source}}|{{.Destination}}{{println}}{{end}}' "$container")
+  done
+  for source in "${!targets[@]}"; do
     if [[ ! -s $source ]]; then
       finding error secret-missing "$source is gone or empty" \
         "The stack cannot be started again without it; what runs still has the old one." \
         "scripts/up.sh" runbooks/forgotten-admin-password.md
-    elif [[ -r $source && -n $inside && $inside != *"$(sha256sum < "$source" | cut -c 1-64)  $target"* ]]; then
-      finding warning secret-changed "$source is not what the running containers have" \
-        "It was replaced, and the stack was not made anew: the old one is still in force." \
+    elif [[ -n ${differs[$source]-} ]]; then
+      finding warning secret-changed "$source is not what these containers have: ${differs[$source]}" \
+        "It was replaced, and they were not made anew: the old one is still in force there." \
         "docker compose up --detach --force-recreate" runbooks/forgotten-admin-password.md
     fi
     if [[ -e $source.next ]]; then
       finding warning rotation-unfinished "$source.next is left of a rotation that was interrupted" \
         "Some containers may have the new secret, some the old one." \
-        "scripts/rotate_secrets.sh --yes ${target##*/}" runbooks/forgotten-admin-password.md
+        "scripts/rotate_secrets.sh --yes $(basename "${targets[$source]}")" runbooks/forgotten-admin-password.md
     fi
-  done < <(docker inspect --format '{{range .Mounts}}{{.Source}}|{{.Destination}}{{println}}{{end}}' "$container")
+  done
 }
