@@ -26,8 +26,40 @@ from app.services.scheduler.job_views import UNREADABLE, job_zone
 from app.triggers import PreviewFire, build_trigger, describe, fires_between, fold_fires, preview
 
 ROWS_READ = 5000
-_SWITCHES = ("pause", "resume", "delete", "reload")
-"""Edits after which it is known whether a job is paused."""
+
+
+@dataclass(frozen=True)
+class _Switch:
+    """Two edits, of which `off` keeps a job from firing until `on`; what is said of them, as message ids. known_after:
+    the edits after which it is known how it stands."""
+
+    verdict: str
+    off: str
+    on: str
+    known_after: tuple[str, ...]
+    stood_off: str
+    off_by: str
+    on_by: str
+
+
+_PAUSE = _Switch(
+    verdict="paused",
+    off="pause",
+    on="resume",
+    known_after=("pause", "resume", "delete", "reload"),
+    stood_off=_N("%(moment)s 时任务 %(job)s 处于暂停状态。"),
+    off_by=_N("任务 %(job)s 在 %(at)s 被 %(by)s 暂停。"),
+    on_by=_N("任务 %(job)s 在 %(at)s 被 %(by)s 恢复；暂停期间的时刻不会补跑。"),
+)
+_ENABLED = _Switch(
+    verdict="disabled",
+    off="disable",
+    on="enable",
+    known_after=("disable", "enable", "change"),
+    stood_off=_N("%(moment)s 时任务 %(job)s 处于停用状态。"),
+    off_by=_N("任务 %(job)s 在 %(at)s 被 %(by)s 停用。"),
+    on_by=_N("任务 %(job)s 在 %(at)s 被 %(by)s 启用；停用期间的时刻不会补跑。"),
+)
 
 
 @dataclass(frozen=True)
@@ -215,7 +247,7 @@ class _Explainer:
             return Answer("ahead", (delayed,))
         return (
             self._deleted_at(job, moment)
-            or self._paused_at(job, moment)
+            or self._off_at(job, moment)
             or self._edited_since(job, moment)
             or self._unknown(moment)
         )
@@ -333,21 +365,18 @@ class _Explainer:
             return None
         return self._why_it_does_not_fire()
 
-    def _paused_at(self, job: Job, moment: datetime) -> Answer | None:
+    def _off_at(self, job: Job, moment: datetime) -> Answer | None:
         """By the audit log; where it knows nothing, by how the job stands."""
-        switches = [edit for edit in self._edits if edit.kind in _SWITCHES]
-        before = next((edit for edit in reversed(switches) if edit.at <= moment), None)
-        after = next((edit for edit in switches if edit.at > moment), None)
-        if before is not None and before.kind == "pause":
-            sentences = [self._paused_by(before)]
-            if after is not None and after.kind == "resume":
-                sentences.append(self._resumed_by(after))
-            return Answer("paused", tuple(sentences))
-        if before is None and after is not None and after.kind == "resume":
-            what = _N("%(moment)s 时任务 %(job)s 处于暂停状态。")
-            return Answer(
-                "paused", (self._words.say(what, moment=self._words.at(moment), job=job.id), self._resumed_by(after))
-            )
+        for switch in (_PAUSE, _ENABLED):
+            edits = self._edits_of(switch)
+            before = next((edit for edit in reversed(edits) if edit.at <= moment), None)
+            after = next((edit for edit in edits if edit.at > moment), None)
+            on_again = [self._by(switch.on_by, after)] if after is not None and after.kind == switch.on else []
+            if before is not None and before.kind == switch.off:
+                return Answer(switch.verdict, (self._by(switch.off_by, before), *on_again))
+            if before is None and on_again:
+                stood = self._words.say(switch.stood_off, moment=self._words.at(moment), job=job.id)
+                return Answer(switch.verdict, (stood, *on_again))
         state = self._why_it_does_not_fire()
         unchanged = job.updated_at <= moment
         return (
@@ -401,28 +430,25 @@ class _Explainer:
 
     def _why_it_is_off(self, job: Job, told: dict[str, str]) -> Answer | None:
         if not job.is_enabled:
-            what = _N("任务 %(job)s 已停用（最后一次修改：%(at)s，%(by)s）。")
-            return Answer("disabled", (self._words.say(what, **told),))
+            return self._is_off(_ENABLED, _N("任务 %(job)s 已停用（最后一次修改：%(at)s，%(by)s）。"), told)
         if job.is_paused:
-            return Answer("paused", (self._is_paused(told),))
+            return self._is_off(_PAUSE, _N("任务 %(job)s 已暂停（最后一次修改：%(at)s，%(by)s）。"), told)
         if job.next_run_time is not None:
             return None
         what = _N("任务 %(job)s 的触发器（%(trigger)s）已经没有下一个时刻。")
         trigger = describe(self._trigger, self._words.language)
         return Answer("finished", (self._words.say(what, job=job.id, trigger=trigger),))
 
-    def _is_paused(self, told: dict[str, str]) -> str:
-        switches = [edit for edit in self._edits if edit.kind in _SWITCHES]
-        if switches and switches[-1].kind == "pause":
-            return self._paused_by(switches[-1])
-        return self._words.say(_N("任务 %(job)s 已暂停（最后一次修改：%(at)s，%(by)s）。"), **told)
+    def _is_off(self, switch: _Switch, what: str, told: dict[str, str]) -> Answer:
+        """Who did it, where the audit log knows; else `what`, which tells of the job's last change."""
+        edits = self._edits_of(switch)
+        known = bool(edits) and edits[-1].kind == switch.off
+        return Answer(switch.verdict, (self._by(switch.off_by, edits[-1]) if known else self._words.say(what, **told),))
 
-    def _paused_by(self, edit: Edit) -> str:
-        what = _N("任务 %(job)s 在 %(at)s 被 %(by)s 暂停。")
-        return self._words.say(what, job=self._job_id, at=self._words.at(edit.at), by=self._words.by(edit.actor))
+    def _edits_of(self, switch: _Switch) -> list[Edit]:
+        return [edit for edit in self._edits if edit.kind in switch.known_after]
 
-    def _resumed_by(self, edit: Edit) -> str:
-        what = _N("任务 %(job)s 在 %(at)s 被 %(by)s 恢复；暂停期间的时刻不会补跑。")
+    def _by(self, what: str, edit: Edit) -> str:
         return self._words.say(what, job=self._job_id, at=self._words.at(edit.at), by=self._words.by(edit.actor))
 
     def _outlook(self, verdict: str) -> list[str]:

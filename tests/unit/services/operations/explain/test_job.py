@@ -86,7 +86,8 @@ class World:
         return tickets
 
     def audit(self, action: str, at: datetime, job_id: str = "job", actor: str = "lin", status: int = 200) -> None:
-        suffix = {"change_job": "", "delete_job": ""}.get(action, f"/actions/{action.partition('_')[0]}")
+        suffixes = {"change_job": "", "delete_job": "", "disable_job": "/action", "enable_job": "/action"}
+        suffix = suffixes.get(action, f"/actions/{action.partition('_')[0]}")
         target = "actions/reload" if action == "reload_jobs" else f"{job_id}{suffix}"
         with write_transaction(self.runtime.database) as connection:
             add_audit(
@@ -324,6 +325,35 @@ def test_paused_by_the_audit_log(world: World) -> None:
     assert world.ask(world.due + 2 * HOUR).verdict == "unknown"  # nothing explains that one, and it says so
 
 
+def test_disabled_by_the_audit_log(world: World) -> None:
+    world.add()
+    world.audit("disable_job", world.due - HOUR)
+    world.audit("enable_job", world.due + HOUR)
+    world.write(next_run_time=to_us(world.due + 5 * HOUR), updated_at=to_us(world.due + HOUR))
+    found = world.ask(world.due)
+    assert found.verdict == "disabled"
+    says(found, "was disabled at", "by lin", "was enabled at", "is not made up for")
+
+
+def test_an_edit_may_have_enabled_it(world: World) -> None:
+    """A PUT sets the switch too, and the audit log does not tell its fields."""
+    world.add()
+    world.audit("disable_job", world.due - 3 * HOUR)
+    world.audit("change_job", world.due - 2 * HOUR)
+    world.write(next_run_time=to_us(world.due + 5 * HOUR))
+    assert world.ask(world.due).verdict == "unknown"
+
+
+def test_who_disabled_it(world: World) -> None:
+    world.add()
+    world.claim(datetime.now(UTC))
+    world.runtime.ledger.change_job("job", {"is_enabled": False}, "1")
+    world.audit("disable_job", datetime.now(UTC))
+    found = world.ask()
+    assert found.verdict == "disabled"
+    says(found, "was disabled at", "by lin")
+
+
 def test_a_reload_ends_a_pause(world: World) -> None:
     world.add()
     world.audit("pause_job", world.due - 3 * HOUR)
@@ -526,7 +556,9 @@ def test_whatever_is_on_record_is_told_in_whole_sentences(world: World) -> None:
         world.add(job_id, trigger={"type": "cron", "minute": "*/20", "timezone": "America/New_York"}, max_attempts=3)
         for _ in range(6):
             _row_by_chance(world, job_id, chance)
-        for action in chance.choices(("pause_job", "resume_job", "change_job", "delete_job"), k=2):
+        for action in chance.choices(
+            ("pause_job", "resume_job", "change_job", "delete_job", "disable_job", "enable_job"), k=2
+        ):
             world.audit(action, world.due + chance.uniform(-9, 3) * HOUR, job_id)
         flags = {name: chance.random() < 0.2 for name in ("is_paused", "problem")}
         problem = "made up" if flags["problem"] else None
