@@ -23,6 +23,7 @@ from app.services.operations.backup.backups import back_up
 from app.services.scheduler import cluster_problems
 from app.settings import PROJECT_ROOT
 from app.version import VERSION
+from tests.unit.ledger.run_rows import run_row
 
 Read = Callable[..., float | None]
 RULES = PROJECT_ROOT / "prometheus" / "rules" / "whalefall.yml"
@@ -52,22 +53,8 @@ def add_node(runtime: Runtime, node_id: str, *, silent_s: float = 0.0, kind: str
 def add_run(runtime: Runtime, outcome: str, **values: object) -> None:
     now = now_us()
     run_id = new_run_id(now)
-    row = {
-        "run_id": run_id,
-        "job_id": run_id,
-        "task": "purge_run_history",
-        "kind": "schedule",
-        "scheduled_for": now - 90_000_000,
-        "outcome": outcome,
-        "executor": "default",
-        "max_instances": 1,
-        "misfire_grace_time": 300,
-        "retry_on_loss": False,
-        "kwargs": "{}",
-        "created_by": "test",
-        "claimed_at": now,
-        **values,
-    }
+    claimed = {"run_id": run_id, "task": "purge_run_history", "outcome": outcome, "claimed_at": now}
+    row = run_row(run_id, now - 90_000_000, **claimed | values)
     with write_transaction(runtime.jobstore) as connection:
         connection.execute(insert(runs), row)
 

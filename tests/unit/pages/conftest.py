@@ -22,6 +22,7 @@ from app.ledger import NewJob
 from app.runtime import Runtime, runtime_of
 from app.services.accounts.passwords import hash_password
 from app.settings import Settings
+from tests.unit.ledger.run_rows import run_row
 
 PASSWORD = "whale-fall-of-tests"
 
@@ -102,25 +103,20 @@ def add_run(runtime: Runtime) -> Callable[..., str]:
         at = at or datetime.now(UTC) - timedelta(minutes=10)
         run_id = f"{int(at.timestamp() * 1000):012x}7{made:03x}{'8':0<16}"
         outcome = fields.pop("outcome", "success")
-        row: dict[str, Any] = {
-            "run_id": run_id,
-            "job_id": job_id,
-            "task": "sync_accounts",
-            "kind": "schedule",
-            "scheduled_for": to_us(at) + made,
-            "outcome": outcome,
-            "executor": "default",
-            "max_instances": 1,
-            "misfire_grace_time": 300,
-            "retry_on_loss": False,
-            "kwargs": "{}",
-            "node": "node-1",
-            "created_by": "scheduler",
-            "claimed_at": to_us(at),
-            "started_at": to_us(at) + 2_000,
-            "finished_at": None if outcome in ("pending", "running") else to_us(at) + 1_502_000,
-            **fields,
-        }
+        row = run_row(
+            job_id,
+            to_us(at) + made,
+            **{
+                "run_id": run_id,
+                "task": "sync_accounts",
+                "outcome": outcome,
+                "node": "node-1",
+                "claimed_at": to_us(at),
+                "started_at": to_us(at) + 2_000,
+                "finished_at": None if outcome in ("pending", "running") else to_us(at) + 1_502_000,
+                **fields,
+            },
+        )
         with write_transaction(runtime.jobstore) as connection:
             connection.execute(insert(runs).values(row))
             if log:

@@ -12,9 +12,9 @@ from sqlalchemy import insert
 from app.db.clock import to_us
 from app.db.engines import write_transaction
 from app.db.jobstore_tables import runs
-from app.ledger.run_ids import new_run_id
 from app.repositories.fires_repository import EDITS, FiresRepository
 from app.runtime import Runtime
+from tests.unit.ledger.run_rows import run_row
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -26,14 +26,9 @@ def fires(runtime: Runtime) -> FiresRepository:
 
 
 def add(runtime: Runtime, moment: datetime, **values: Any) -> str:
-    claimed = values.pop("claimed_at", moment)
-    row = {
-        **{"run_id": new_run_id(to_us(claimed)), "job_id": "job", "task": "t", "kind": "schedule", "count": 1},
-        **{"scheduled_for": to_us(moment), "outcome": "success", "executor": "default", "max_instances": 2},
-        **{"misfire_grace_time": 7, "retry_on_loss": False, "kwargs": "{}", "created_by": "schedule"},
-        **{"claimed_at": to_us(claimed)},
-        **values,
-    }
+    claimed = {"claimed_at": to_us(values.pop("claimed_at", moment))}
+    limits = {"max_instances": 2, "misfire_grace_time": 7}
+    row = run_row(values.pop("job_id", "job"), to_us(moment), **claimed | limits | values)
     with write_transaction(runtime.jobstore) as connection:
         connection.execute(insert(runs), [row])
     return str(row["run_id"])

@@ -24,19 +24,10 @@ from app.repositories.run_totals_repository import (
     SETTLED_AFTER_S,
     RunTotalsRepository,
 )
+from tests.unit.ledger.run_rows import run_row
 
 SECOND = 1_000_000
 BEGIN = 1_800_000_000 * SECOND
-RUN = {
-    "task": "t",
-    "kind": "schedule",
-    "executor": "default",
-    "max_instances": 1,
-    "misfire_grace_time": 300,
-    "retry_on_loss": False,
-    "kwargs": "{}",
-    "created_by": "schedule",
-}
 
 
 @dataclass
@@ -57,15 +48,8 @@ class Ledger:
 
     def claim(self, **values: Any) -> str:
         run_id = new_run_id(self.now)
-        row = {
-            **RUN,
-            "run_id": run_id,
-            "job_id": f"job-{run_id}",
-            "scheduled_for": self.now,
-            "claimed_at": self.now,
-            "outcome": "pending",
-            **values,
-        }
+        pending = {"run_id": run_id, "task": "t", "outcome": "pending"}
+        row = run_row(f"job-{run_id}", self.now, **pending | values)
         with write_transaction(self.engine) as connection:
             connection.execute(insert(runs), row)
         return run_id

@@ -15,22 +15,12 @@ from app.db.engines import create_engine_for, write_transaction
 from app.db.jobstore_tables import UNUSUAL, jobs, runs
 from app.db.migrate import ensure_schema
 from app.ledger import Ledger, NewJob
-from app.ledger.run_ids import new_run_id
 from app.repositories.jobs_repository import JobFilter, JobsRepository
 from app.repositories.runs_repository import RunFilter, RunsRepository
+from tests.unit.ledger.run_rows import run_row
 
 NOW = datetime.now(UTC)
 TRIGGER = {"type": "cron", "hour": "1", "timezone": "Asia/Shanghai"}
-RUN = {
-    "task": "t",
-    "kind": "schedule",
-    "executor": "default",
-    "max_instances": 1,
-    "misfire_grace_time": 300,
-    "retry_on_loss": False,
-    "kwargs": "{}",
-    "created_by": "schedule",
-}
 
 
 @pytest.fixture
@@ -48,16 +38,8 @@ def add_run(store: Engine, job_id: str, at: datetime, outcome: str, **values: An
     """A ledger row of a moment; it started on time unless the outcome says that it never did."""
     moment = to_us(at)
     never = outcome in ("pending", "missed", "coalesced", "skipped")
-    row = {
-        **RUN,
-        "run_id": new_run_id(moment),
-        "job_id": job_id,
-        "scheduled_for": moment,
-        "claimed_at": moment,
-        "outcome": outcome,
-        "started_at": None if never else moment + 7000,
-        **values,
-    }
+    started_at = None if never else moment + 7000
+    row = run_row(job_id, moment, **{"task": "t", "outcome": outcome, "started_at": started_at} | values)
     with write_transaction(store) as connection:
         connection.execute(insert(runs).values(row))
     return str(row["run_id"])

@@ -11,9 +11,9 @@ from app.db.clock import now_us
 from app.db.engines import write_transaction
 from app.db.jobstore_tables import run_logs, runs
 from app.ledger import NewJob
-from app.ledger.run_ids import new_run_id
 from app.runtime import Runtime
 from app.triggers import parse_trigger
+from tests.unit.ledger.run_rows import run_row
 
 EVERY_NIGHT = parse_trigger({"trigger_type": "cron", "cron_expression": "0 1 * * *"}, default_timezone="UTC").spec
 EVERY_MORNING = parse_trigger({"trigger_type": "cron", "cron_expression": "30 6 * * mon"}, default_timezone="UTC").spec
@@ -39,24 +39,7 @@ def add_runs(runtime: Runtime) -> Callable[..., list[str]]:
     def add(count: int, *, job_id: str = "sync_accounts", outcome: str = "success", pad: str = "") -> list[str]:
         first = now_us() - count * 1_000_000
         moments = [first + index * 1_000_000 for index in range(count)]
-        rows = [
-            {
-                "run_id": new_run_id(moment),
-                "job_id": job_id,
-                "task": job_id,
-                "kind": "schedule",
-                "scheduled_for": moment,
-                "outcome": outcome,
-                "executor": "default",
-                "max_instances": 1,
-                "misfire_grace_time": 300,
-                "retry_on_loss": False,
-                "kwargs": "{}",
-                "created_by": "schedule",
-                "claimed_at": moment,
-            }
-            for moment in moments
-        ]
+        rows = [run_row(job_id, moment, outcome=outcome) for moment in moments]
         ids = [str(row["run_id"]) for row in rows]
         with write_transaction(runtime.jobstore) as connection:
             connection.execute(insert(runs), rows)

@@ -18,6 +18,7 @@ from app.runtime import Runtime
 from app.services.operations.backup.backups import list_backups
 from app.tasks.builtin.backup_jobstore import backup_jobstore
 from app.tasks.builtin.purge_run_history import purge_run_history
+from tests.unit.ledger.run_rows import run_row
 
 
 @pytest.fixture(autouse=True)
@@ -29,23 +30,7 @@ def _in_context(app: Flask) -> Iterator[None]:
 def add_run(runtime: Runtime, *, age: timedelta, outcome: str = "success") -> None:
     at = to_us(datetime.now(UTC) - age)
     with write_transaction(runtime.jobstore) as connection:
-        connection.execute(
-            insert(runs).values(
-                run_id=run_id_floor(at),
-                job_id="job",
-                task="job",
-                kind="schedule",
-                scheduled_for=at,
-                outcome=outcome,
-                executor="default",
-                max_instances=1,
-                misfire_grace_time=300,
-                retry_on_loss=False,
-                kwargs="{}",
-                created_by="schedule",
-                claimed_at=at,
-            )
-        )
+        connection.execute(insert(runs).values(run_row("job", at, run_id=run_id_floor(at), outcome=outcome)))
 
 
 def count(runtime: Runtime) -> int:

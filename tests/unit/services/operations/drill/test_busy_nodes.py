@@ -7,9 +7,9 @@ from sqlalchemy import insert
 from app.db.clock import now_us
 from app.db.engines import write_transaction
 from app.db.jobstore_tables import nodes, runs
-from app.ledger.run_ids import new_run_id
 from app.runtime import Runtime
 from app.services.operations.drill.busy_nodes import BusyNode, busy_nodes
+from tests.unit.ledger.run_rows import run_row
 
 SECOND = 1_000_000
 
@@ -23,20 +23,8 @@ def add_node(runtime: Runtime, name: str, *, kind: str = "scheduler", silent_s: 
 
 def add_runs(runtime: Runtime, node: str, outcome: str, count: int, *, age_s: int) -> None:
     at = now_us() - age_s * SECOND
-    rows = [
-        {
-            **{
-                "run_id": new_run_id(at),
-                "job_id": f"{node}-{outcome}-{age_s}-{index}",
-                "task": "t",
-                "kind": "schedule",
-            },
-            **{"scheduled_for": at, "outcome": outcome, "executor": "default", "max_instances": 1, "kwargs": "{}"},
-            **{"misfire_grace_time": 300, "retry_on_loss": False, "created_by": "x", "claimed_at": at},
-            **{"started_at": at, "node": node, "owner": node},
-        }
-        for index in range(count)
-    ]
+    at_node = {"outcome": outcome, "started_at": at, "node": node, "owner": node}
+    rows = [run_row(f"{node}-{outcome}-{age_s}-{index}", at, **at_node) for index in range(count)]
     with write_transaction(runtime.jobstore) as connection:
         connection.execute(insert(runs), rows)
 

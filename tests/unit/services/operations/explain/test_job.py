@@ -21,12 +21,12 @@ from app.ledger.claim import Claimed, claim
 from app.ledger.nodes import beat
 from app.ledger.record import Finish, record_finishes, record_starts
 from app.ledger.recover import Suspects, recover
-from app.ledger.run_ids import new_run_id
 from app.ledger.runs import Outcome
 from app.repositories.accounts_repository import add_audit
 from app.runtime import Runtime
 from app.services.operations.explain.job import Explanation, explain
 from app.services.operations.failure import OperationFailed
+from tests.unit.ledger.run_rows import run_row
 
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
@@ -516,10 +516,8 @@ def test_a_long_stretch_tells_of_what_is_out_of_the_ordinary(world: World) -> No
 
 def test_a_job_that_is_gone_but_for_its_runs(world: World) -> None:
     with write_transaction(world.runtime.jobstore) as connection:
-        values = {"run_id": new_run_id(to_us(world.due)), "job_id": "gone", "task": "t", "kind": "schedule"}
-        values |= {"scheduled_for": to_us(world.due), "outcome": "missed", "executor": "default", "max_instances": 1}
-        values |= {"misfire_grace_time": 5, "retry_on_loss": False, "kwargs": "{}", "created_by": "schedule"}
-        connection.execute(insert(runs).values(**values, claimed_at=to_us(world.due + HOUR)))
+        late = {"outcome": "missed", "misfire_grace_time": 5, "claimed_at": to_us(world.due + HOUR)}
+        connection.execute(insert(runs).values(run_row("gone", to_us(world.due), **late)))
     found = world.ask(job_id="gone")
     assert found.verdict == "deleted"
     says(found, "only its runs are on record", "missed")
@@ -579,14 +577,9 @@ def _row_by_chance(world: World, job_id: str, chance: random.Random) -> None:
     outcome = chance.choice(get_args(Outcome))
     started = outcome in ("running", "success", "failed", "lost") or (outcome == "cancelled" and chance.random() < 0.5)
     values: dict[str, Any] = {
-        **{"run_id": new_run_id(to_us(claimed)), "job_id": job_id, "task": "t", "outcome": outcome, "kwargs": "{}"},
+        **{"outcome": outcome, "claimed_at": to_us(claimed), "misfire_grace_time": 5},
         **{"kind": chance.choice(("schedule", "schedule", "manual")), "attempt": chance.choice((1, 1, 2))},
-        **{
-            "scheduled_for": to_us(moment),
-            "claimed_at": to_us(claimed),
-            "created_by": chance.choice(("schedule", "5")),
-        },
-        **{"executor": "default", "max_instances": 1, "misfire_grace_time": 5, "retry_on_loss": False},
+        **{"created_by": chance.choice(("schedule", "5"))},
         **{"reason": chance.choice((None, "100 %(x)s", "fell into a hold (x) that ended with skip"))},
         **{"error": chance.choice((None, "Traceback\n100 %(x)s", "\n")), "owner": chance.choice(("", "node-0"))},
         **{"epoch": chance.choice((1, 2)), "max_attempts": 3},
@@ -598,4 +591,5 @@ def _row_by_chance(world: World, job_id: str, chance: random.Random) -> None:
     if outcome in ("missed", "coalesced"):
         values |= {"count": 3, "scheduled_from": to_us(moment - 2 * HOUR / 3)}
     with write_transaction(world.runtime.jobstore) as connection:
-        connection.execute(sqlite.insert(runs).on_conflict_do_nothing(), [values])
+        row = run_row(job_id, to_us(moment), **values)
+        connection.execute(sqlite.insert(runs).on_conflict_do_nothing(), [row])

@@ -15,7 +15,6 @@ from app.db.jobstore_tables import jobs, outbox, run_logs, runs
 from app.db.migrate import ensure_schema
 from app.ledger import NewJob
 from app.ledger.repeats import RepeatedRequest, RepeatKey
-from app.ledger.run_ids import new_run_id
 from app.repositories.run_totals_repository import RunTotalsRepository
 from app.runtime import Runtime
 from app.services.operations.backup.backups import back_up
@@ -24,6 +23,7 @@ from app.services.operations.reset.history import carry_from, carry_history
 from app.services.operations.reset.set_aside import Aside, asides, set_aside
 from app.services.scheduler.repeated_requests import refuse_repeat
 from app.triggers import parse_trigger
+from tests.unit.ledger.run_rows import run_row
 from tests.unit.services.operations.conftest import DEFAULTS
 
 AddRuns = Callable[..., list[str]]
@@ -176,12 +176,9 @@ def test_moments_that_a_store_in_between_had_are_not_missed_too(with_defaults: R
     due_in_the_past(5)
     ran = [first + minute * 60_000_000 for minute in range(8, 15)]
     with write_transaction(with_defaults.jobstore) as connection:
-        template = run_row("copy_report")
-        connection.execute(insert(runs), [run_row("copy_report", at=moment) for moment in ran[:3]])
-        connection.execute(
-            insert(runs),
-            [template | {"scheduled_for": ran[-1], "scheduled_from": ran[3], "count": 4, "outcome": "missed"}],
-        )
+        connection.execute(insert(runs), [run_row("copy_report", moment, claimed_at=now_us()) for moment in ran[:3]])
+        fold = {"scheduled_from": ran[3], "count": 4, "outcome": "missed"}
+        connection.execute(insert(runs), [run_row("copy_report", ran[-1], claimed_at=now_us(), **fold)])
     reset(with_defaults)
     carry_from(with_defaults, [])
     covered: list[int] = []
@@ -192,24 +189,6 @@ def test_moments_that_a_store_in_between_had_are_not_missed_too(with_defaults: R
         covered += moments
     assert sorted(covered) == [first + minute * 60_000_000 for minute in range(len(covered))], "each moment, once"
     assert len(covered) in (20, 21)
-
-
-def run_row(job_id: str, *, at: int = 0) -> dict[str, Any]:
-    return {
-        "run_id": new_run_id(now_us()),
-        "job_id": job_id,
-        "task": job_id,
-        "kind": "schedule",
-        "scheduled_for": at,
-        "outcome": "success",
-        "executor": "default",
-        "max_instances": 1,
-        "misfire_grace_time": 300,
-        "retry_on_loss": False,
-        "kwargs": "{}",
-        "created_by": "schedule",
-        "claimed_at": now_us(),
-    }
 
 
 def test_damaged_file_gives_both_ends(with_defaults: Runtime, add_runs: AddRuns) -> None:

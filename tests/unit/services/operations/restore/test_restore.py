@@ -33,6 +33,7 @@ from app.services.operations.restore.restore import Restored, backup_to_undo, fi
 from app.services.operations.restore.swap import finish_swap
 from app.settings import Settings
 from app.triggers import parse_trigger
+from tests.unit.ledger.run_rows import run_row
 
 AddRuns = Callable[..., list[str]]
 ROOT = Path(__file__).resolve().parents[5]
@@ -159,7 +160,7 @@ def test_what_ran_since_is_not_due_again(store: Store) -> None:
             update(jobs).where(jobs.c.id.in_(["ran", "never"])).values(trigger=json.dumps(trigger), next_run_time=first)
         )
     made = back_up(store.settings, reason="test")
-    fired = [row_of("ran", first + number * minute) for number in range(56)]
+    fired = [run_row("ran", first + number * minute, run_id=f"{first + number * minute:032x}") for number in range(56)]
     with write_transaction(store.runtime.jobstore) as connection:
         connection.execute(insert(runs), fired)
         connection.execute(update(jobs).where(jobs.c.id == "ran").values(next_run_time=first + 56 * minute))
@@ -175,24 +176,6 @@ def test_what_ran_since_is_not_due_again(store: Store) -> None:
     assert caught.started == sum(each.count for each in found.due)
     moments = [row.scheduled_for for row in store.rows(runs) if row.job_id == "ran"]
     assert len(moments) == len(set(moments))
-
-
-def row_of(job_id: str, moment: int) -> dict[str, Any]:
-    return {
-        "run_id": f"{moment:032x}",
-        "job_id": job_id,
-        "task": "sync_accounts",
-        "kind": "schedule",
-        "scheduled_for": moment,
-        "outcome": "success",
-        "executor": "default",
-        "max_instances": 1,
-        "misfire_grace_time": 300,
-        "retry_on_loss": False,
-        "kwargs": "{}",
-        "created_by": "schedule",
-        "claimed_at": moment,
-    }
 
 
 def test_messages_keys_and_the_audit_log_are_those_of_the_present(store: Store) -> None:
