@@ -100,7 +100,8 @@ def test_a_token_that_only_one_container_knows(cluster: Stack) -> None:
 @pytest.mark.faults_long
 def test_without_its_stores_and_workers(cluster: Stack) -> None:
     cluster.bearer().create_job("fleet", "oracle_fire", NEVER, executor="celery")
-    cluster.container("worker").remove(force=True)
+    for worker in cluster.containers_of("worker"):
+        worker.remove(force=True)
     wait_until_found(cluster, "no-worker", within=60)
     absent = findings(cluster)["service-absent"]
     assert absent["command"] == "docker compose up --detach worker"
