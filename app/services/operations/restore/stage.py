@@ -25,6 +25,7 @@ from app.db.jobstore_tables import (
     IS_ACTIVE,
     holds,
     idempotency_keys,
+    jobs,
     nodes,
     outbox,
     run_logs,
@@ -287,8 +288,11 @@ def _merge_jobstore(connection: Connection, present: _Present, merged: Merged) -
         _add(connection, runs, rows, over=True)
     for rows in present.read(run_logs):
         _add(connection, run_logs, rows, over=True)
+    there = set(connection.execute(select(jobs.c.id)).scalars())
+    gone = {row["id"] for rows in present.read(jobs) for row in rows} - there
     for rows in present.read(idempotency_keys):
-        _add(connection, idempotency_keys, rows)
+        # What created a job that the backup does not have creates it again when it is sent again.
+        _add(connection, idempotency_keys, [row for row in rows if row["resource"] not in gone])
     for table in _OF_THE_PRESENT:
         found = [row for rows in present.read(table) for row in rows]
         if present.damage is None:

@@ -25,6 +25,7 @@ from app.db.engines import create_engine_for, read_transaction, write_transactio
 from app.db.jobstore_tables import idempotency_keys, jobs, nodes, outbox, runs
 from app.ledger import NewJob, failpoints
 from app.ledger.holds import find_hold
+from app.ledger.repeats import RepeatedRequest, RepeatKey
 from app.repositories.run_totals_repository import RunTotalsRepository
 from app.runtime import Runtime
 from app.services.operations.backup.backups import Backup, back_up, backups_folder, list_backups, verify_backup
@@ -176,6 +177,19 @@ def test_what_ran_since_is_not_due_again(store: Store) -> None:
     assert caught.started == sum(each.count for each in found.due)
     moments = [row.scheduled_for for row in store.rows(runs) if row.job_id == "ran"]
     assert len(moments) == len(set(moments))
+
+
+def test_a_job_that_the_backup_does_not_have_can_be_created_again(store: Store) -> None:
+    made = back_up(store.settings, reason="test")
+    keys = {name: RepeatKey(scope="s", key=name, fingerprint="f") for name in ("creation", "run")}
+    new = NewJob(id="later", task="sync_accounts", trigger=EVERY_MINUTE)
+    store.runtime.ledger.add_job(new, by="test", repeat=keys["creation"])
+    asked = store.runtime.ledger.request_run("sync_accounts", "test", repeat=keys["run"])
+    store.restore(made.path)
+    store.runtime.ledger.add_job(new, by="test", repeat=keys["creation"])
+    with pytest.raises(RepeatedRequest) as repeated:
+        store.runtime.ledger.request_run("sync_accounts", "test", repeat=keys["run"])
+    assert repeated.value.resource == asked.run_id
 
 
 def test_messages_keys_and_the_audit_log_are_those_of_the_present(store: Store) -> None:
