@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from e2e.harness.doctor import SCRIPT, Findings, doctor, findings, found_by
+from e2e.harness.doctor import SCRIPT, Findings, doctor, findings, found_by, wait_until_gone
 from e2e.harness.faults import extra_scheduler
 from e2e.harness.isolated_engine import isolated_engine
 from e2e.harness.scripts import Outcome, run_script
-from e2e.harness.small_volume import full_volume, small_stack
+from e2e.harness.small_volume import FILLER, full_volume, small_stack
 from e2e.harness.sqlite_lock import HOLD, JOB_STORE, is_locked
 from e2e.harness.stack import ROOT, SERVICE, Stack, running_stack
 from e2e.harness.waiting import wait_until
@@ -58,9 +58,9 @@ store.execute(f"UPDATE jobs SET {{sys.argv[2]}} = ? WHERE id = ?", (sys.argv[3],
 store.commit()
 """
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
-LEAVE_A_MEGABYTE = """
+LEAVE_A_MEGABYTE = f"""
 free=$(df --output=avail -k /app/userdata | tail -n 1)
-head -c "$(((free - 1024) * 1024))" /dev/zero > /app/userdata/filler
+head -c "$(((free - 1024) * 1024))" /dev/zero > {FILLER}
 """
 SPOIL = f"""
 import pathlib
@@ -121,6 +121,11 @@ def test_why_jobs_do_not_fire_or_seem_to_fire_twice(one: Stack) -> None:
     assert "nobody_knows_it" in found["task-unknown"]["what"]
     assert found["job-unreadable"]["what"].startswith("unreadable: ")
     assert "sync_accounts (paused)" in found["jobs-paused"]["what"]
+    for job in ("alike-2", "gone"):
+        client.delete_job(job)
+    client.data("PUT", "/api/v1/scheduler/jobs/unreadable", json=NEVER | {"run_date": "2198-01-01T00:00:00Z"})
+    client.data("POST", "/api/v1/scheduler/jobs/sync_accounts/actions/resume")
+    assert set(findings(one)) == {"runs-failed", "runs-missed"}, "those stay on record for a day"
 
 
 def test_jobs_that_are_held(one: Stack) -> None:
@@ -129,6 +134,7 @@ def test_jobs_that_are_held(one: Stack) -> None:
         assert "a look at it" in findings(one)["jobs-held"]["what"]
     finally:
         one.execute("flask", "jobs", "release-hold", "--catch-up", "skip")
+    assert "jobs-held" not in findings(one)
 
 
 def test_a_locked_store(one: Stack) -> None:
@@ -140,17 +146,18 @@ def test_a_locked_store(one: Stack) -> None:
     holder = re.search(r"held by process (\d+) \(python3", found["store-locked"]["what"])
     assert holder, found["store-locked"]
     one.execute("sh", "-c", f"kill {holder[1]}")
-    wait_until("the release", lambda: not is_locked(one), within=30)
+    wait_until_gone(one, "store-locked")
 
 
 def test_a_frozen_container(one: Stack) -> None:
     one.container().pause()
     try:
-        found = findings(one)
+        found = findings(one)["container-paused"]
+        assert found["command"] == f"docker unpause {one.name}-{SERVICE}-1"
     finally:
         one.container().unpause()
-    assert found["container-paused"]["command"] == f"docker unpause {one.name}-{SERVICE}-1"
     one.wait_until_ready()
+    wait_until_gone(one, "container-paused")
 
 
 @pytest.mark.faults_long
@@ -159,6 +166,7 @@ def test_somebody_else_on_the_store(one: Stack) -> None:
         found = findings(one)
     assert other.name in found["volume-shared"]["what"]
     assert str(other.id)[:12] in found["unknown-node"]["what"]
+    assert "volume-shared" not in wait_until_gone(one, "unknown-node")
 
 
 def test_a_secret_that_was_changed_by_hand(one: Stack) -> None:
@@ -175,6 +183,7 @@ def test_a_secret_that_was_changed_by_hand(one: Stack) -> None:
     finally:
         aside.rename(file)
         (file.parent / "api_token.next").unlink()
+    assert not {"secret-changed", "secret-missing", "rotation-unfinished"} & findings(one).keys()
 
 
 def test_the_scheduler_is_switched_off_and_the_broker_away_and_the_archive_holds_no_secret(
@@ -273,6 +282,7 @@ def test_a_setting_that_the_app_refuses(one: Stack) -> None:
         assert "LOG_LEVEL is 'LOUD'" in found["settings-refused"]["what"]
         assert "starts over and over" in found["container-restarting"]["what"]
     one.wait_until_ready()
+    assert "settings-refused" not in wait_until_gone(one, "container-restarting")
 
 
 @pytest.mark.faults_long
@@ -289,8 +299,10 @@ def test_a_program_that_does_not_run(one: Stack) -> None:
         found = findings(one)
     finally:
         one.execute("supervisorctl", "start", "whalefall_scheduler")
-    assert {"container-unhealthy", "api-unreachable", "no-scheduler"} <= set(found)
+    told = {"container-unhealthy", "api-unreachable", "no-scheduler"}
+    assert told <= set(found)
     one.wait_until_ready()
+    assert not told & wait_until_gone(one, "container-unhealthy").keys()
 
 
 @pytest.mark.faults_long
@@ -301,6 +313,7 @@ def test_a_container_that_ran_out_of_memory(one: Stack) -> None:
     assert "for want of memory" in findings(one)["out-of-memory"]["what"]
     one.compose("up", "--detach", "--no-build", "--force-recreate")
     one.wait_until_ready()
+    assert "out-of-memory" not in findings(one)
 
 
 def test_a_stack_that_is_stopped_and_whose_port_is_taken(one: Stack) -> None:
@@ -313,6 +326,9 @@ def test_a_stack_that_is_stopped_and_whose_port_is_taken(one: Stack) -> None:
     assert f"port {one.port} is taken by another program" in found["port-taken"]["what"]
     assert found["container-stopped"]["command"] == f"docker compose up --detach {SERVICE}"
     assert "was heard" in found["no-scheduler"]["what"]
+    assert "port-taken" not in findings(one)
+    asked = found["runs-failed"]["command"].removeprefix("docker compose ").split()
+    assert "login failed" in one.compose(*asked), "its command works beside a stack that is stopped"
 
 
 def test_a_damaged_store_and_one_that_is_gone(one: Stack, tmp_path: Path) -> None:
@@ -406,6 +422,12 @@ def test_a_full_volume(tmp_path: Path) -> None:
     with small_stack(tmp_path, mib=24) as stack:
         assert "disk-full" not in findings(stack)
         with full_volume(stack):
-            assert "no room is left" in findings(stack)["disk-full"]["what"]
+            full = findings(stack)["disk-full"]
+            assert "no room is left" in full["what"]
+            assert FILLER in stack.execute(*full["command"].split()[4:]), "its command leads to what takes the room"
         stack.execute("sh", "-c", LEAVE_A_MEGABYTE)
-        assert "MiB left" in findings(stack)["disk-low"]["what"]
+        low = findings(stack)
+        assert "MiB left" in low["disk-low"]["what"]
+        assert "disk-full" not in low
+        stack.execute("rm", FILLER)
+        assert "disk-low" not in findings(stack)

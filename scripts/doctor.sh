@@ -78,7 +78,7 @@ look_inside() {
     # Compose would begin to build or pull one that is missing.
     if have_image "$(app_image)"; then
       inside=$(timeout "$LOOK_WITHIN_S" docker compose run --rm -T --no-deps "$SERVICE" python3 -m app.cli.doctor \
-        "${options[@]}" < /dev/null 2> "$scratch/inside.log") || status=$?
+        "${options[@]}" --stopped < /dev/null 2> "$scratch/inside.log") || status=$?
     else
       echo "the image $(app_image) is not here" > "$scratch/inside.log"
       status=1

@@ -25,10 +25,14 @@ FOUND = 3
 @click.option("--shape", type=click.Choice(["prod", "split", "ha"]), default="prod")
 @click.option("--url", help="Where nginx is, as this container reaches it; not asked when left out.")
 @click.option("--node", "nodes", multiple=True, help="The name of one of the project's own nodes.")
-def main(*, as_json: bool, project: str, service: str, shape: str, url: str | None, nodes: tuple[str, ...]) -> None:
+@click.option("--stopped", is_flag=True, help="No container of the service runs; this one is beside it.")
+def main(
+    *, as_json: bool, project: str, service: str, shape: str, url: str | None, nodes: tuple[str, ...], stopped: bool
+) -> None:
     """Look at stores, schedulers and jobs; print what is wrong. Exit code 3 when anything is."""
     known = frozenset(nodes) if nodes else None
-    found = doctor.examine(Place(project=project, service=service, shape=shape, url=url, nodes=known))
+    here = Place(project=project, service=service, shape=shape, url=url, nodes=known, is_running=not stopped)
+    found = doctor.examine(here)
     if as_json:
         click.echo(json.dumps([finding.as_json() for finding in found], ensure_ascii=False))
     else:

@@ -21,6 +21,7 @@ class Place:
 
     service: the Compose service whose containers run the scheduler. url: where nginx is, as this container reaches it;
     None when it cannot be asked. nodes: the names that this project's own schedulers and workers go by; None: unknown.
+    is_running: whether a container of the service runs, in which a command can be typed.
     """
 
     project: str = "whalefall"
@@ -28,6 +29,7 @@ class Place:
     shape: str = "prod"
     url: str | None = None
     nodes: frozenset[str] | None = None
+    is_running: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Finding:
 @dataclass(frozen=True)
 class Kind:
     """What all findings of one id have in common. In `command`, {service} and {inside} (a command of the app, in a
-    running container) are filled in, and what the finding itself brings along."""
+    container) are filled in, and what the finding itself brings along."""
 
     severity: Severity
     means: str
@@ -321,9 +323,11 @@ def make_finding(finding_id: str, what: str, place: Place, *, job: str = "") -> 
     """A finding of the catalogue, its command filled in for this stack; `job` is the job that the command names."""
     kind = CATALOGUE[finding_id]
     nginx = "whalefall" if place.shape == "prod" else "nginx"
+    # Beside one that is stopped, or that starts over and over, in a container of its own.
+    way_in = "exec" if place.is_running else "run --rm --no-deps"
     command = kind.command.format(
         service=place.service,
-        inside=f"docker compose exec {place.service}",
+        inside=f"docker compose {way_in} {place.service}",
         nginx=nginx,
         job=job,
         volume=f"{place.project}_userdata",

@@ -67,6 +67,15 @@ def test_every_finding_says_what_to_do_and_where_to_read_more(kind: str) -> None
         assert (ROOT / script).is_file(), script
 
 
+def test_a_command_works_beside_a_container_that_is_stopped() -> None:
+    assert make_finding("runs-lost", "what", Place(), job="j").command == (
+        "docker compose exec whalefall flask jobs history j"
+    )
+    assert make_finding("runs-lost", "what", Place(is_running=False), job="j").command == (
+        "docker compose run --rm --no-deps whalefall flask jobs history j"
+    )
+
+
 def test_every_finding_of_the_host_has_a_page_that_exists() -> None:
     pages = set(re.findall(r"runbooks/[\w-]+\.md", HOST_FINDINGS))
     assert len(pages) > 5
