@@ -314,25 +314,20 @@ def test_what_a_clock_change_leaves_out(world: World) -> None:
     says(found, "The clock change leaves out", "03:00:00-04:00")
 
 
-def test_paused_by_the_audit_log(world: World) -> None:
+@pytest.mark.parametrize(
+    ("off", "on", "verdict"),
+    [("pause", "resume", "paused"), ("disable", "enable", "disabled")],
+    ids=["pause", "switch"],
+)
+def test_off_and_on_by_the_audit_log(world: World, off: str, on: str, verdict: str) -> None:
     world.add()
-    world.audit("pause_job", world.due - HOUR)
-    world.audit("resume_job", world.due + HOUR)
+    world.audit(f"{off}_job", world.due - HOUR)
+    world.audit(f"{on}_job", world.due + HOUR)
     world.write(next_run_time=to_us(world.due + 5 * HOUR), updated_at=to_us(world.due + HOUR))
     found = world.ask(world.due)
-    assert found.verdict == "paused"
-    says(found, "was paused at", "by lin", "was resumed at", "is not made up for")
+    assert found.verdict == verdict
+    says(found, f"was {verdict} at", "by lin", f"was {on}d at", "is not made up for")
     assert world.ask(world.due + 2 * HOUR).verdict == "unknown"  # nothing explains that one, and it says so
-
-
-def test_disabled_by_the_audit_log(world: World) -> None:
-    world.add()
-    world.audit("disable_job", world.due - HOUR)
-    world.audit("enable_job", world.due + HOUR)
-    world.write(next_run_time=to_us(world.due + 5 * HOUR), updated_at=to_us(world.due + HOUR))
-    found = world.ask(world.due)
-    assert found.verdict == "disabled"
-    says(found, "was disabled at", "by lin", "was enabled at", "is not made up for")
 
 
 def test_an_edit_may_have_enabled_it(world: World) -> None:
