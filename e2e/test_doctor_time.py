@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import docker
 import pytest
 
 from e2e.harness.certificates import make_certificate, write_certificate
@@ -22,7 +21,7 @@ from e2e.harness.client import SCHEDULER, Client
 from e2e.harness.doctor import wait_until_found, wait_until_gone
 from e2e.harness.faults import build_tools, step_clock, steppable_clock
 from e2e.harness.oracle import FINAL
-from e2e.harness.receiver import Receiver
+from e2e.harness.receiver import Receiver, bridge_address
 from e2e.harness.scripts import run_on
 from e2e.harness.stack import Stack, free_port
 from e2e.harness.waiting import wait_until
@@ -84,8 +83,7 @@ def passing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Passing]:
     folder = tmp_path_factory.mktemp("time")
     tls = folder / "tls"
     write_certificate(tls, *make_certificate(valid_for=CERTIFICATE_HOLDS))
-    bridge = docker.from_env().networks.get("bridge")
-    receiver = Receiver(bridge.attrs["IPAM"]["Config"][0]["Gateway"])
+    receiver = Receiver(bridge_address())
     settings = {
         "TLS_DIR": str(tls),
         "HTTPS_PORT": str(free_port()),
