@@ -253,6 +253,7 @@ look_at_secrets() {
   [[ -z ${DOCKER_HOST-} ]] || return 0
   local container name source target inside
   local -A targets=() differs=()
+  local -a sources
   for container in $(docker ps --all --quiet --filter "label=com.docker.compose.project=$(project_name)" \
     --filter label=com.docker.compose.oneoff=False); do
     name=$(name_of "$container")
@@ -265,7 +266,9 @@ look_at_secrets() {
       fi
     done < <(docker inspect --format '{{range .Mounts}}{{.Source}}|{{.Destination}}{{println}}{{end}}' "$container")
   done
-  for source in "${!targets[@]}"; do
+  ((${#targets[@]} > 0)) || return 0
+  mapfile -t sources < <(printf '%s\n' "${!targets[@]}" | sort)
+  for source in "${sources[@]}"; do
     if [[ ! -s $source ]]; then
       finding error secret-missing "$source is gone or empty" \
         "The stack cannot be started again without it; what runs still has the old one." \
