@@ -193,26 +193,25 @@ def test_a_tag_in_the_environment_would_overrule_what_is_kept(clone: Clone) -> N
     assert "WHALEFALL_TAG is set in the environment" in refused.stderr
 
 
+@pytest.mark.faults_long
 @pytest.mark.timeout(600)
-def test_containers_of_their_own_on_one_volume_are_upgraded_and_brought_back(
-    tmp_path_factory: pytest.TempPathFactory,
+@pytest.mark.parametrize("shape", ["split", "ha"])
+def test_containers_of_their_own_are_upgraded_and_brought_back(
+    shape: Shape, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with first_release(tmp_path_factory.mktemp("split"), "upgrade-split", "split") as clone:
+    with first_release(tmp_path_factory.mktemp("upgrade"), f"upgrade-{shape}", shape) as clone:
         clone.take_present_tree()
-        old, services = clone.versions(), services_of(clone)
-        assert services.keys() == {"nginx", "web", "scheduler"}
+        services = services_of(clone)
+        assert services.keys() >= {"nginx", "web", "scheduler"}
         fires = EverySecond(clone)
         fires.wait_for_fires()
-        done = clone.script("upgrade.sh", "--local", "--yes")
-        _, new, backup = UPGRADED.findall(done.stdout)[0]
+        upgraded = clone.script("upgrade.sh", "--local", "--yes")
+        old, new, _ = UPGRADED.findall(upgraded.stdout)[0]
+        assert old.startswith("0.1.0-")
         assert (clone.versions(), services_of(clone)) == ({new}, services)
-        clone.execute("flask", "jobs", "verify", backup)
-        migrated = schema(clone)
-        assert migrated > "0002"
         fires.wait_for_fires()
         clone.script("rollback.sh", "--yes")
-        assert (clone.versions(), services_of(clone)) == (old, services)
-        assert schema(clone) == migrated
+        assert (clone.versions(), services_of(clone)) == ({old}, services)
         fires.wait_for_fires()
         assert_nothing_was_missed(fires)
 
