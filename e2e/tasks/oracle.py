@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from app.tasks import task
@@ -49,6 +50,13 @@ def oracle_sleep(seconds: float = 5.0, *, run: Any) -> None:
     record(run, "start")
     time.sleep(seconds)
     record(run, "end")
+
+
+@task("oracle_until", description="Writes its start, and lasts until a file is in the folder of the outside log")
+def oracle_until(file: str, *, run: Any) -> None:
+    record(run, "start")
+    while not (Path(LOG).parent / file).exists():
+        time.sleep(0.1)
 
 
 @task("oracle_fail", description="Writes its start and raises")
