@@ -1,9 +1,7 @@
 """Engines and transactions of both databases, for SQLite and, by the same calls, for PostgreSQL."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from app.db.clock import now_us
+from app.db.connecting import Connector
 
 REQUEST_BUSY_TIMEOUT_S = 30.0
 LOOP_BUSY_TIMEOUT_S = 0.8
@@ -25,15 +24,6 @@ SILENT_CONNECTION_S = 10
 
 RECONNECT_S = 5.0
 """A request whose connection is gone waits so long for the server to come back: about as long as a restart takes."""
-_RECONNECT_PAUSE_S = 0.1
-REFUSALS = (
-    "password authentication failed",
-    "no password supplied",
-    "does not exist",
-    "no pg_hba.conf entry",
-)
-"""Words of a server that answers and refuses: waiting is useless. What says none of them is waited for, because the
-driver gives no code for a failed connection."""
 
 _WRITE = "whalefall_write"
 
@@ -66,8 +56,7 @@ def create_engine_for(
     parsed = make_url(url)
     if parsed.get_backend_name() == "postgresql":
         engine = create_engine(parsed, pool_pre_ping=True, connect_args=_libpq_settings(parsed, busy_timeout_s))
-        if reconnect_s > 0:
-            event.listen(engine, "do_connect", partial(_connect_patiently, reconnect_s))
+        event.listen(engine, "do_connect", Connector(reconnect_s))
         return engine
     if parsed.get_backend_name() != "sqlite":
         return create_engine(parsed, pool_pre_ping=True)
@@ -103,17 +92,6 @@ def _libpq_settings(url: URL, busy_timeout_s: float) -> dict[str, str]:
     }
     settings["options"] = " ".join([*options, settings.get("options", "")]).strip()
     return settings
-
-
-def _connect_patiently(patience_s: float, dialect: Any, _record: Any, args: Any, parameters: Any) -> Any:
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return dialect.connect(*args, **parameters)
-        except dialect.dbapi.OperationalError as error:
-            if time.monotonic() >= deadline or any(words in str(error) for words in REFUSALS):
-                raise
-            time.sleep(_RECONNECT_PAUSE_S)
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -9,7 +9,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.db.engines import REFUSALS, sqlite_path
+from app.db.connecting import REFUSALS
+from app.db.engines import sqlite_path
 
 START_PATIENCE_S = 60.0
 """How long a start waits for a database server: it may have been started together with this process."""
