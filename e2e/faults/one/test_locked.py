@@ -18,7 +18,6 @@ from e2e.harness.waiting import wait_until
 
 LIMIT_S = 3.0
 FAR_AWAY = {"trigger_type": "cron", "cron_expression": "0 0 1 1 *"}
-JOB = "edited-under-a-lock"
 
 
 @dataclass(frozen=True)
@@ -29,17 +28,17 @@ class Answer:
     text: str
 
 
-def reads(client: Client, page: Client) -> Iterator[Answer]:
+def reads(client: Client, page: Client, job_id: str) -> Iterator[Answer]:
     while True:
         yield asked(client, "GET", f"{SCHEDULER}/jobs")
-        yield asked(client, "GET", f"{SCHEDULER}/jobs/{JOB}/history")
+        yield asked(client, "GET", f"{SCHEDULER}/jobs/{job_id}/history")
         yield asked(page, "GET", "/dashboard")
 
 
-def writes(client: Client) -> Iterator[Answer]:
+def writes(client: Client, job_id: str) -> Iterator[Answer]:
     while True:
-        yield asked(client, "POST", f"{SCHEDULER}/jobs/{JOB}/actions/pause")
-        yield asked(client, "POST", f"{SCHEDULER}/jobs/{JOB}/actions/resume")
+        yield asked(client, "POST", f"{SCHEDULER}/jobs/{job_id}/actions/pause")
+        yield asked(client, "POST", f"{SCHEDULER}/jobs/{job_id}/actions/resume")
 
 
 def asked(client: Client, method: str, path: str) -> Answer:
@@ -48,7 +47,7 @@ def asked(client: Client, method: str, path: str) -> Answer:
 
 
 @contextmanager
-def users(stack: Stack) -> Iterator[list[Answer]]:
+def users(stack: Stack, job_id: str) -> Iterator[list[Answer]]:
     """One who reads and one who writes, each call as soon as the one before has answered; what they were answered."""
     answers: list[Answer] = []
     enough = threading.Event()
@@ -60,7 +59,8 @@ def users(stack: Stack) -> Iterator[list[Answer]]:
                 return
 
     with ThreadPoolExecutor() as pool:
-        asking = [pool.submit(ask, reads(stack.bearer(), stack.admin())), pool.submit(ask, writes(stack.bearer()))]
+        calls = (reads(stack.bearer(), stack.admin(), job_id), writes(stack.bearer(), job_id))
+        asking = [pool.submit(ask, each) for each in calls]
         try:
             yield answers
         finally:
@@ -73,9 +73,10 @@ def users(stack: Stack) -> Iterator[list[Answer]]:
 @pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.faults_long)])
 def test_fires_go_on_after_the_release(one_stack: Stack, probes: Probes, seconds: int) -> None:
     client = one_stack.bearer()
-    client.create_job(JOB, "oracle_fire", FAR_AWAY)
+    job_id = f"edited-under-a-lock-of-{seconds}-s"
+    client.create_job(job_id, "oracle_fire", FAR_AWAY)
     how = f"an outside BEGIN IMMEDIATE, {seconds} s"
-    with probes.watch("SQLite locked", how, outage=True, limit="3 s") as watch, users(one_stack) as answers:
+    with probes.watch("SQLite locked", how, outage=True, limit="3 s") as watch, users(one_stack, job_id) as answers:
         wait_until("the users' first answers", lambda: len(answers) >= 5, within=30)
         watch.struck, watch.healed = hold_lock(one_stack, seconds)
         one_stack.wait_until_ready()
@@ -88,4 +89,4 @@ def test_fires_go_on_after_the_release(one_stack: Stack, probes: Probes, seconds
     assert not [answer for answer in answers if "locked" in answer.text and "database" in answer.text.lower()]
     assert all(answer.status == 503 and answer.retry_after for answer in refused), refused
     assert not refused or seconds > 30, refused
-    client.delete_job(JOB)
+    client.delete_job(job_id)
