@@ -102,7 +102,7 @@ def test_all_schedulers_behind_a_slow_lossy_network_miss_nothing(
                 container.start()
         for container in schedulers:
             wait_until_node(ha_stack, container)
-    watch.check()
+    watch.check(share=0.25)  # a minute of such a network costs more than the rest makes up for
     assert watch.verdict.outcomes["missed"] == 0, watch.verdict
     slow_starts = [start for start in watch.starts if start.node in {node_of(one), node_of(other)}]
     assert slow_starts, "the slow schedulers started nothing"
