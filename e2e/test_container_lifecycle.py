@@ -167,8 +167,8 @@ def test_scheduler_refuses_another_number_of_workers(stack: Stack, option: tuple
 
 def test_scheduler_does_not_read_web_concurrency(private_stack: MakeStack) -> None:
     stack = private_stack(WEB_CONCURRENCY="3")
+    wait_until("three web workers", lambda: len(stack.gunicorn("web", "worker")), lambda count: count == 3, within=30)
     assert len(stack.gunicorn("scheduler", "worker")) == 1
-    assert len(stack.gunicorn("web", "worker")) == 3
 
 
 def test_docker_stop_drains_in_order(private_stack: MakeStack) -> None:
