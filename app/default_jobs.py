@@ -60,6 +60,7 @@ class DefaultJobEntry(BaseModel):
     task: TaskName | None = None
     kwargs: dict[str, Any] = {}
     enabled: bool = True
+    is_enabled: bool = True  # what the same setting is called everywhere else; either may say no
     name: JobName = ""
     description: JobDescription = ""
     misfire_grace_time: MisfireGraceTime = 300
@@ -92,7 +93,9 @@ class _File:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DefaultJobsError(f"{path}: cannot be read: {error}") from error
+            raise DefaultJobsError(
+                f"SCHEDULER_TASKS_FILE is {str(path)!r}, which cannot be read: {error}; accepted: a YAML file in UTF-8"
+            ) from error
         loader = yaml.SafeLoader(text)
         try:
             self._root = loader.get_single_node()
@@ -154,7 +157,7 @@ class _File:
             soft_time_limit=entry.soft_time_limit,
             time_limit=entry.time_limit,
             ping_url=entry.ping_url,
-            is_enabled=entry.enabled,
+            is_enabled=entry.enabled and entry.is_enabled,
             source="builtin" if entry.id in BUILTIN_TASK_IDS else "default",
         )
 

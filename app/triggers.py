@@ -712,7 +712,7 @@ def preview(spec: Spec, count: int, after: datetime | None = None) -> list[Previ
             rows.append(_row(fire))
         if len(rows) >= count:
             break
-    rows.sort(key=lambda row: row.utc)
+    rows.sort(key=lambda row: datetime.fromisoformat(row.utc))
     return rows[:count]
 
 

@@ -135,8 +135,8 @@ def test_security_headers_once_on_every_answer(stack: Stack, path: str) -> None:
     assert "/" not in answer.headers["Server"]  # no version
 
 
-def test_request_id_passes_through_both_ways(stack: Stack, api: Client) -> None:
-    given = "order-4711.retry_2"
+@pytest.mark.parametrize("given", ["order-4711.retry_2", "Root=1-67a1:f3/b+c==@edge"])
+def test_request_id_passes_through_both_ways(stack: Stack, api: Client, given: str) -> None:
     for path in ("/api/v1/health/basic", f"{SCHEDULER}/jobs"):
         assert api.get(path, headers={"X-Request-ID": given}).headers["X-Request-ID"] == given
     error = api.get(f"{SCHEDULER}/jobs/nobody", headers={"X-Request-ID": given})

@@ -4,6 +4,7 @@ LISTEN_ADDRESS."""
 import ctypes
 import gc
 import os
+import re
 import signal
 import sys
 
@@ -27,7 +28,7 @@ class WebLogger(Logger):
 def worker_count() -> int:
     """WEB_CONCURRENCY, 2 when unset; ends the process with one line on anything but 1 to 64."""
     value = os.environ.get("WEB_CONCURRENCY", "").strip() or "2"
-    if not value.isdigit() or not 1 <= int(value) <= 64:
+    if not re.fullmatch("[0-9]{1,2}", value) or not 1 <= int(value) <= 64:
         refuse(os.environ, "web", f"WEB_CONCURRENCY is {value!r}; accepted: a whole number from 1 to 64")
     return int(value)
 

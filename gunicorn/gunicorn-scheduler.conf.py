@@ -34,9 +34,12 @@ def drain_seconds() -> float:
     """DRAIN_SECONDS, read without app.settings: the master stays small as long as it does not load the app."""
     value = os.environ.get("DRAIN_SECONDS", "").strip() or "30"
     try:
-        return float(value)
+        seconds = float(value)
     except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= 3600:
         refuse(os.environ, "scheduler", f"DRAIN_SECONDS is {value!r}; accepted: a number of seconds from 0 to 3600")
+    return seconds
 
 
 proc_name = "whalefall-scheduler"

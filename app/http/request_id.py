@@ -10,8 +10,8 @@ from flask import Flask, Response, g, request
 
 HEADER = "X-Request-ID"
 
-# Narrow, because the id is written into logs, the audit log and answers.
-_ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# What logs, the audit log and answers can carry: UUIDs, base64 and what load balancers make.
+_ACCEPTED = re.compile(r"[A-Za-z0-9._:/+=@-]{1,64}")
 
 
 def init_request_id(app: Flask) -> None:

@@ -15,10 +15,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.db.clock import from_us, to_us
 from app.db.engines import database_now_us, read_transaction, write_transaction
 from app.db.jobstore_tables import ACTIVE, IS_ACTIVE, JOB_ID_LENGTH, Row, jobs, run_logs, runs
+from app.db.reach import cause_of, is_out_of_reach
 from app.errors import _N, NotFound, PreconditionFailed, ValidationError
 from app.ledger.claim import active_counts, claim, copied, insert_runs
 from app.ledger.fates import first_moment
@@ -206,11 +208,13 @@ class Ledger:
         """Deletes every job, each in a transaction of its own, and registers the defaults anew.
 
         Own jobs can be restored. A default that was disabled stays so. A row that cannot be read is put aside
-        under another id, with its content as it was. What cannot be removed is reported and stays.
+        under another id, with its content as it was. What cannot be removed is reported and stays. A store that is out
+        of reach for all of it raises what it raised.
         """
         deleted: list[str] = []
         reloaded: list[str] = []
         failed: dict[str, str] = {}
+        out_of_reach: SQLAlchemyError | None = None
         by_id = {new.id: new for new in defaults}
         with read_transaction(self.engine) as connection:
             stored = list(connection.execute(select(jobs.c.id).where(jobs.c.is_active)).scalars())
@@ -224,12 +228,18 @@ class Ledger:
                         _insert_job(connection, new, by=by, now=now, is_enabled=enabled)
             except Exception as error:
                 logger.exception("job %s could not be reloaded", job_id)
-                failed[job_id] = f"{type(error).__name__}: {error}"
+                # Not the statement and its parameters: the reader of the report may know only so much.
+                cause = cause_of(error) if isinstance(error, SQLAlchemyError) else str(error)
+                failed[job_id] = f"{type(error).__name__}: {cause}"
+                if isinstance(error, SQLAlchemyError) and is_out_of_reach(error):
+                    out_of_reach = error
                 continue
             if job_id in stored:
                 deleted.append(job_id)
             if job_id in by_id:
                 reloaded.append(job_id)
+        if out_of_reach is not None and not deleted and not reloaded:
+            raise out_of_reach
         return ReloadReport(deleted=tuple(deleted), reloaded=tuple(reloaded), failed=failed)
 
     # Runs

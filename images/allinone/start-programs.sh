@@ -9,7 +9,9 @@ refuse() {
 
 main() {
   # The same words as in app/settings.py; supervisord's own idea of true is wider.
-  case ${ENABLE_SCHEDULER-true} in
+  local enabled
+  read -r enabled <<< "${ENABLE_SCHEDULER-true}" # without the blanks around it
+  case $enabled in
     [Tt][Rr][Uu][Ee] | 1 | [Yy][Ee][Ss]) export SCHEDULER_AUTOSTART=true ;;
     *) export SCHEDULER_AUTOSTART=false ;;
   esac

@@ -152,11 +152,10 @@ default_tasks:
         (GOOD.replace("hour: 1", "hours: 1"), 4, "trigger_params"),
         (GOOD.replace("hour: 1", "houre: 1"), 4, "trigger_params.houre"),
         (GOOD.replace("hour: 1, minute: 0", ""), 4, "trigger_params"),
-        (b"\xff\xfe", None, "cannot be read"),
     ],
 )
 def test_an_invalid_file_names_line_and_field(
-    settings: Settings, registry: TaskRegistry, content: str | bytes, line: int | None, words: str
+    settings: Settings, registry: TaskRegistry, content: str | bytes, line: int, words: str
 ) -> None:
     if "hours: 1" in str(content):
         content = str(content).replace(", minute: 0", "")
@@ -166,9 +165,8 @@ def test_an_invalid_file_names_line_and_field(
     assert message.startswith(str(settings.scheduler_tasks_file))
     assert words in message
     assert "\n" not in message
-    if line is not None:
-        assert f", line {line}: " in message
-        assert not any("\u4e00" <= character <= "\u9fff" for character in message), "start errors are English"
+    assert f", line {line}: " in message
+    assert not any("\u4e00" <= character <= "\u9fff" for character in message), "start errors are English"
 
 
 def test_the_fleet_can_be_named_where_there_is_one(environment: dict[str, str], registry: TaskRegistry) -> None:
@@ -183,9 +181,20 @@ def test_it_stops_the_start(settings: Settings) -> None:
         create_app(settings)
 
 
+def test_a_file_in_another_encoding_names_the_setting(settings: Settings, registry: TaskRegistry) -> None:
+    with pytest.raises(DefaultJobsError, match=r"^SCHEDULER_TASKS_FILE is .* accepted: a YAML file in UTF-8$"):
+        load(settings, registry, b"\xff\xfe")
+
+
 def test_a_missing_file_stops_the_start(settings: Settings) -> None:
-    with pytest.raises(DefaultJobsError, match="cannot be read"):
+    with pytest.raises(DefaultJobsError, match=r"SCHEDULER_TASKS_FILE is '.*', which cannot be read: .* accepted: "):
         create_app(settings)
+
+
+@pytest.mark.parametrize("name", ["enabled", "is_enabled"])
+def test_a_job_may_be_disabled_by_either_name(settings: Settings, registry: TaskRegistry, name: str) -> None:
+    (job,) = load(settings, registry, f"{GOOD}    {name}: false\n")
+    assert not job.is_enabled
 
 
 @pytest.mark.parametrize(
@@ -206,7 +215,7 @@ def test_what_a_run_will_say_is_logged_and_stops_nothing(
 
 def test_the_fields_are_those_that_the_code_below_knows() -> None:
     assert TriggerInput.model_fields.keys() == TRIGGER_FIELDS
-    shared = {*JobSettings.model_fields} - TRIGGER_FIELDS - {"is_enabled"}
+    shared = {*JobSettings.model_fields} - TRIGGER_FIELDS
     own = {"id", "task", "trigger_type", "trigger_params", "enabled"}
     assert DefaultJobEntry.model_fields.keys() == shared | own
     assert {"default", "process", "celery"} == set(EXECUTORS), "app.job_fields.Executor names the same"

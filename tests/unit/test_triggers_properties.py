@@ -315,6 +315,12 @@ class TestJitter:
         spec = cron_spec({"hour": "1"}) | {"jitter": 600}
         assert [row.at[10:19] for row in preview(spec, 3, NOW)] == ["T01:00:00"] * 3
 
+    def test_previews_are_in_order_within_a_second_too(self) -> None:
+        payload = {"trigger_type": "interval", "seconds": 0.5, "start_date": "2026-01-01T00:00:00Z"}
+        spec = parse_trigger(payload, default_timezone="UTC", now=NOW).spec
+        moments = [datetime.fromisoformat(row.utc) for row in preview(spec, 5, NOW)]
+        assert moments == [moments[0] + timedelta(seconds=0.5 * number) for number in range(5)]
+
 
 class TestEnds:
     def test_end_is_included_and_final(self) -> None:

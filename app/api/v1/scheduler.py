@@ -121,6 +121,13 @@ class JobsQuery(_Query):
         )
 
 
+class TasksQuery(_Query):
+    """Which tasks to list."""
+
+    limit: Limit | SkipJsonSchema[None] = Field(default=None, description="All when left out")
+    cursor: Text | SkipJsonSchema[None] = Field(default=None, description="meta.next_cursor of the page before")
+
+
 class HistoryQuery(_Query):
     """Which runs to list."""
 
@@ -266,7 +273,7 @@ def _job(job: SchedulerJobDetail, message: str = _N("操作成功"), *, status: 
 
 
 def _changed_job(job: Job, message: str, *, status: int = 200, meta: Any = None) -> Response:
-    return _job(_jobs().get_job(job.id), message, status=status, meta=meta)
+    return _job(_jobs().after_change(job), message, status=status, meta=meta)
 
 
 def _warnings(saved: SavedJob) -> dict[str, Any] | None:
@@ -306,10 +313,8 @@ def list_jobs(query: JobsQuery) -> Response:
 def create_job(new: NewJobInput) -> Response:
     principal = _principal()
     saved = SchedulerJobWriteService().upsert(new, by=principal.created_by, repeat=repeat_key(principal))
-    # Of a repeat: as it is now, deleted or not, for that is what the first request made.
-    job = _jobs().get_job(saved.job.id, include_deleted=saved.replayed)
-    response = _job(job, _N("任务创建成功"), status=201, meta=_warnings(saved))
-    response.headers["Location"] = f"{request.path}/{job.id}"
+    response = _changed_job(saved.job, _N("任务创建成功"), status=201, meta=_warnings(saved))
+    response.headers["Location"] = f"{request.path}/{saved.job.id}"
     return mark_replayed(response) if saved.replayed else response
 
 
@@ -499,10 +504,16 @@ def preview_trigger(trigger: TriggerPreviewInput) -> Response:
 
 
 @scheduler.get("/tasks")
-@scheduler.doc(summary="The registered tasks with their typed parameters", responses=_answers(None, "Tasks", many=True))
+@scheduler.doc(
+    summary="The registered tasks with their typed parameters, sorted by name",
+    responses=_answers(None, "Tasks; `meta.next_cursor` continues after the last one", many=True),
+)
 @guarded("view")
-def list_tasks() -> Response:
-    return success(current_runtime().tasks.describe())
+@scheduler.input(TasksQuery, location="query", arg_name="query")
+def list_tasks(query: TasksQuery) -> Response:
+    behind = [task for task in current_runtime().tasks.describe() if task["name"] > (query.cursor or "")]
+    shown = behind[: query.limit]
+    return success(shown, meta={"next_cursor": shown[-1]["name"] if len(behind) > len(shown) else None})
 
 
 @scheduler.get("/status")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import _N, NotFound
-from app.repositories.jobs_repository import JobFilter, JobsRepository
+from app.ledger import Job
+from app.repositories.jobs_repository import JobFilter, JobReading, JobsRepository
 from app.runtime import Runtime, current_runtime
 from app.services.scheduler.job_views import (
     SchedulerJobDetail,
@@ -14,6 +18,8 @@ from app.services.scheduler.job_views import (
     job_list_item,
 )
 from app.services.scheduler.store_failures import store_failures
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,3 +62,12 @@ class SchedulerJobsReadService:
         if reading is None:
             raise NotFound(_N("任务不存在"))
         return job_detail(reading, self._runtime, self._language)
+
+    def after_change(self, job: Job) -> SchedulerJobDetail:
+        """A job as a change left it, which is done: where the store fails now, what runs add to it is null."""
+        reading = None
+        try:
+            reading = self._jobs.get(job.id, include_deleted=True)
+        except SQLAlchemyError as error:
+            logger.warning("job %s was changed, and is shown without its last run: %s", job.id, error)
+        return job_detail(replace(reading or JobReading(job), job=job), self._runtime, self._language)

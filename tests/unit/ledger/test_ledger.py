@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import OperationalError
 
 from app.db.clock import from_us
 from app.db.engines import create_engine_for, write_transaction
 from app.errors import NotFound, PreconditionFailed, ValidationError
-from app.ledger import Job, NewJob
+from app.ledger import Job, Ledger, NewJob
 from app.ledger import ledger as ledger_module
 from app.ledger.fates import MOMENTS_PER_LOOK
 from app.ledger.ledger import _insert_job
@@ -223,8 +224,16 @@ class TestDefaults:
             )
         report = store.ledger.reload_defaults([default("a"), default("b")], by="test")
         assert report.deleted == ("b",)
-        assert "stuck" in report.failed["a"]
+        assert report.failed == {"a": "IntegrityError: stuck"}, "the statement and its parameters are not shown"
         assert store.ledger.get_job("a") is not None
+
+    def test_a_store_that_is_locked_meanwhile_is_no_reload(self, store: Store) -> None:
+        store.ledger.load_defaults([default()])
+        impatient = create_engine_for(store.engine.url, busy_timeout_s=0.1)
+        with write_transaction(store.engine), pytest.raises(OperationalError, match="locked"):
+            Ledger(impatient).reload_defaults([default()], by="test")
+        impatient.dispose()
+        assert stored(store).trigger == DAILY
 
 
 class TestManualRuns:

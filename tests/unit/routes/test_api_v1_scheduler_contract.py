@@ -635,6 +635,11 @@ def test_tasks(api: FlaskClient) -> None:
     parameters = {parameter["name"]: parameter for parameter in tasks["note"]["parameters"]}
     assert parameters["path"]["required"] is True
     assert (parameters["times"]["type"], parameters["times"]["default"]) == ("int", 1)
+    first = api.get(f"{S}/tasks?limit=2").get_json()
+    rest = api.get(f"{S}/tasks?cursor={first['meta']['next_cursor']}").get_json()
+    assert [task["name"] for task in first["data"] + rest["data"]] == sorted(tasks)
+    assert (len(first["data"]), rest["meta"]["next_cursor"]) == (2, None)
+    assert refusal(api.get(f"{S}/tasks?limit=501")) == (400, "VALIDATION_ERROR")
 
 
 # Health

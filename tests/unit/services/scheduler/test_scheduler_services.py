@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from app.db.engines import write_transaction
 from app.db.jobstore_tables import jobs
-from app.errors import Forbidden, NotFound, PreconditionFailed, ValidationError
+from app.errors import Forbidden, NotFound, PreconditionFailed, ServiceUnavailable, ValidationError
 from app.ledger import NewJob
 from app.runtime import Runtime
 from app.scheduler import _reload_all_jobs
@@ -142,6 +142,16 @@ def test_a_job_of_the_fleet_can_be_changed_while_there_is_none(loaded: Runtime) 
     assert service.upsert({**CRON, "priority": 5}, service.load("far")).job.executor == "celery"
     with pytest.raises(ValidationError, match="CELERY_BROKER_URL"):
         service.upsert({**CRON, "executor": "celery"}, service.load("far"))
+
+
+def test_a_change_is_answered_though_the_store_fails_after_it(loaded: Runtime) -> None:
+    paused = SchedulerActionsService().pause("sync_accounts")
+    with write_transaction(loaded.jobstore) as connection:
+        connection.exec_driver_sql("ALTER TABLE runs RENAME TO away")
+    with pytest.raises(ServiceUnavailable):
+        SchedulerJobsReadService().get_job("sync_accounts")
+    shown = SchedulerJobsReadService().after_change(paused)
+    assert (shown.id, shown.state, shown.last_run_time) == ("sync_accounts", "STATE_PAUSED", None)
 
 
 def test_an_empty_name_becomes_the_id(loaded: Runtime) -> None:
