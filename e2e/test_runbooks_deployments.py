@@ -24,6 +24,8 @@ from e2e.harness.stack import free_port
 from e2e.harness.waiting import wait_until
 
 DAILY = {"trigger_type": "cron", "cron_expression": "0 3 * * *"}
+#: What a databases.yaml may hold, on one line.
+DATABASES = "instances: []  # none yet"
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +116,13 @@ def test_another_machine(here: Site, operator: Operator, tmp_path: Path) -> None
     client.run_now("weekly_report")
     wait_until("its run", lambda: here.outcomes("weekly_report"), partial(eq, ["success"]), within=30)
     here.execute("flask", "jobs", "backup")  # last night's
+    here.execute("sh", "-c", f"echo '{DATABASES}' > userdata/databases.yaml")
     with bare_site(tmp_path / "new", "runbooks-new") as new:
         carrying = Carrier(here, to=new)
         done = Operator(new, machines={"the old machine": carrying})
         done.follow("restore-to-another-machine", "the old machine runs")
         assert here.containers() == []
+        assert new.execute("cat", "userdata/databases.yaml").strip() == DATABASES
 
 
 @dataclass

@@ -18,7 +18,7 @@ import pytest
 from e2e.harness.checkout import Checkout, copy_tree
 from e2e.harness.stack import ROOT, Shape, free_port
 
-FIRST_RELEASE = "v0.1.0"
+FIRST_RELEASE = "0.1.0"
 RELEASE_ID = re.compile(r"\b\d+\.\d+\.\d+-[0-9a-f]{12}\b")
 STEP = re.compile(r"^\[ *\d+s\] (.*)$", re.MULTILINE)
 
@@ -122,6 +122,17 @@ def cloned(folder: Path, name: str) -> Iterator[Clone]:
                     client.images.remove(tag)
 
 
+def git_here(*arguments: str) -> str:
+    """What git says of the checkout from which the tests run."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def first_release_commit() -> str:
+    """The last commit that names the first release as its version. Tags do not come along with every clone."""
+    (begun_next, *_) = git_here("log", "--format=%H", f'-SVERSION = "{FIRST_RELEASE}"', "--", "app/version.py").split()
+    return git_here("rev-parse", f"{begun_next}^")
+
+
 @contextmanager
 def first_release(folder: Path, name: str, shape: Shape = "prod", overlay: Path | None = None) -> Iterator[Clone]:
     """A stack of the first release, brought up by its own script, with the oracle's tasks; removed in the end.
@@ -129,16 +140,11 @@ def first_release(folder: Path, name: str, shape: Shape = "prod", overlay: Path 
     `overlay` is a compose file laid over the shape's. Skips the test where the clone from which the tests run has no
     history that far back.
     """
-    known = subprocess.run(
-        ["git", "rev-parse", "--quiet", "--verify", f"{FIRST_RELEASE}^{{commit}}"],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if known.returncode != 0:
-        pytest.skip(f"this clone has no tag {FIRST_RELEASE}: git fetch --tags --unshallow brings it")
+    if git_here("rev-parse", "--is-shallow-repository") == "true":
+        pytest.skip("this clone is shallow and lacks the first release: git fetch --unshallow brings it")
     with cloned(folder, name) as clone:
-        clone.git("checkout", "--quiet", FIRST_RELEASE)
+        clone.git("tag", "--force", f"v{FIRST_RELEASE}", first_release_commit())
+        clone.git("checkout", "--quiet", f"v{FIRST_RELEASE}")
         example = (folder / "env.example").read_text()
         # A name of its own keeps these images apart.
         settings = example.replace("\nWHALEFALL_TAG=latest\n", f"\nWHALEFALL_TAG={clone.project}\n")
