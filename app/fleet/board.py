@@ -112,6 +112,13 @@ class Board:
         """What became of the run is on record, or it never began."""
         self._slots[index].state = State.FREE
 
+    def clear(self, place: Place) -> None:
+        """Frees the slot of a child that is gone, if it is still as it was when it was read."""
+        with self._locked():
+            slot = self._slots[place.index]
+            if (slot.pid, slot.run_id.decode()) == (place.pid, place.run_id):
+                slot.state = State.FREE
+
     def place(self, index: int) -> Place:
         """What a slot holds now."""
         slot = self._slots[index]

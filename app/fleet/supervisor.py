@@ -165,7 +165,7 @@ class Supervisor:
             self._close_orphans(connection, ours, taken)
             closed = self._close_gone(connection, taken)
         for place in closed:
-            self._board.free(place.index)
+            self._board.clear(place)
             self._killed.pop(place.run_id, None)
         self._beat_at = self._store_at = began
         self._complained_at = float("-inf")

@@ -62,7 +62,7 @@ from app.ledger.jobs import Job, NewJob, job_from_row
 from app.ledger.ledger import Ledger
 from app.ledger.nodes import LockFile, Node, NodeState, beat, forget_gone_nodes, remove_lock_file
 from app.ledger.one_store import lock_for
-from app.ledger.record import cancellations, record_missed
+from app.ledger.record import cancellations, record_finishes, record_missed
 from app.ledger.recover import Silence, find_suspects, hand_back, hand_over, own_pending, recover, release
 from app.ledger.run_ids import new_run_id
 from app.ledger.runs import Ticket, is_too_late
@@ -509,12 +509,24 @@ class LedgerScheduler(BackgroundScheduler):
         try:
             with self._write() as connection:
                 now = database_now_us(connection)
+                record_finishes(
+                    connection,
+                    self._dispatcher.unrecorded(),
+                    owner=self.node_id,
+                    now=now,
+                    node=self.node_name,
+                    next_owner="",
+                    alerts=self._ledger.alerts,
+                )
                 release(connection, me=self.node_id, now=now, alerts=self._ledger.alerts)
                 self._beat(connection, now, "stopped")
         except Exception:
             logger.exception("the stop is not on record: another node will find this one's lock file free")
-        if self._lock_file is not None:
-            self._lock_file.release()
+            if self._lock_file is not None:
+                self._lock_file.leave()
+        else:
+            if self._lock_file is not None:
+                self._lock_file.release()
         self._watchdog.stop()
         if self._fleet is not None:
             self._fleet.close()
@@ -581,8 +593,9 @@ class LedgerScheduler(BackgroundScheduler):
         # A heartbeat can wait a little, a fire cannot.
         every_s = LATEST_BEAT_S if due else BEAT_S if self._peers else LONE_BEAT_S
         beat_due = started - self._clocks.beat >= every_s
-        # Other nodes leave runs to this one without telling it. A paused loop adopts when it is resumed.
-        adopt = (self._adopt or (beat_due and bool(self._peers))) and (claims or self._stopping)
+        # Other nodes leave runs to this one without telling it, also one that is gone by now. A paused loop adopts when
+        # it is resumed.
+        adopt = (self._adopt or beat_due) and (claims or self._stopping)
         if adopt:
             self._adopt = False  # before the look into the store: what sets it again comes after its own commit
         if not (beat_due or adopt or due):

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from app.db.jobstore_tables import IS_ACTIVE, Row, holds, jobs, runs
 from app.ledger import failpoints
 from app.ledger.fates import Decision, Fold, decide, fold_moments
-from app.ledger.jobs import UnreadableJob, read_object
+from app.ledger.jobs import read_object, what_is_unreadable
 from app.ledger.outbox import Event, announce
 from app.ledger.run_ids import new_run_id
 from app.ledger.runs import TICKET_COLUMNS, Ticket
@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 JOBS_PER_LOOK = 5000
 """Bounds one transaction; what is beyond it is due at the next look, which follows at once."""
+
+IDS_PER_QUERY = 10_000
+"""A statement of PostgreSQL takes 65,535 parameters."""
 
 LEFT_TO_OTHERS_US = 500_000
 """So long (microseconds) a node that has no place free leaves what is due to the others; then anybody takes it."""
@@ -242,7 +245,10 @@ def insert_runs(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[
     pending = [row for row in rows if row["outcome"] == "pending"]
     if result.rowcount != len(rows):
         ids = [row["run_id"] for row in pending]
-        there = set(connection.execute(select(runs.c.run_id).where(runs.c.run_id.in_(ids))).scalars())
+        there: set[str] = set()
+        for begin in range(0, len(ids), IDS_PER_QUERY):
+            some = runs.c.run_id.in_(ids[begin : begin + IDS_PER_QUERY])
+            there.update(connection.execute(select(runs.c.run_id).where(some)).scalars())
         for row in pending:
             if row["run_id"] not in there:
                 logger.warning(
@@ -299,6 +305,6 @@ def _missed_event(run: Mapping[str, Any]) -> Event:
 
 
 def _set_aside(connection: Connection, job_id: str, error: Exception) -> None:
-    reason = str(error) if isinstance(error, UnreadableJob) else f"{type(error).__name__}: {error}"
+    reason = what_is_unreadable(error)
     logger.error("job %s cannot be read and is set aside until it is changed: %s", job_id, reason)
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(problem=reason[:2000]))

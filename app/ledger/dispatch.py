@@ -8,6 +8,7 @@ time: of attempts that must wait, and of the time limits of what runs.
 import heapq
 import itertools
 import logging
+import os
 import threading
 import time
 from collections import Counter, deque
@@ -25,6 +26,7 @@ from app.ledger.outbox import announce, ticket_event
 from app.ledger.record import Finish, record_finishes, record_missed, record_starts
 from app.ledger.runs import Ticket, is_too_late
 from app.ledger.stopping import StopReason
+from app.ledger.watchdog import EXIT_STATUS
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +139,7 @@ class Dispatcher:
         self._complained_at = float("-inf")
         self.outcomes: Counter[str] = Counter()
         self.lateness_ms: deque[float] = deque(maxlen=_LATENESS_KEPT)
-        self._thread = threading.Thread(target=self._work, name="ledger-dispatcher", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="ledger-dispatcher", daemon=True)
 
     def start(self) -> None:
         """Begins to work."""
@@ -182,6 +184,11 @@ class Dispatcher:
             self._changed.notify_all()
         self._thread.join(timeout=5)
         return done
+
+    def unrecorded(self) -> list[Finish]:
+        """The ends that could not be recorded before `drain` gave up."""
+        with self._changed:
+            return [end for _, end in self._ends]
 
     def running(self) -> list[Ticket]:
         """The runs that are in progress here."""
@@ -241,6 +248,14 @@ class Dispatcher:
 
     def _postpone(self, ticket: Ticket, until: float) -> None:
         heapq.heappush(self._postponed, (until, next(self._order), ticket))
+
+    def _live(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            # A node without this thread would go on to claim and to say that it lives, and start nothing.
+            logger.critical("the dispatcher failed: the process ends and is started anew", exc_info=True)
+            os._exit(EXIT_STATUS)
 
     def _work(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from app.db.clock import from_us
 from app.db.jobstore_tables import Row
+from app.ledger.stored_text import stored_text
 
 Source = Literal["builtin", "default", "own"]
 
@@ -36,6 +37,12 @@ SETTINGS = (
 
 class UnreadableJob(ValueError):
     """A stored job whose content cannot be read; the message says which column and why."""
+
+
+def what_is_unreadable(error: Exception) -> str:
+    """What is put on record about a stored job that raised `error` when it was read."""
+    reason = str(error) if isinstance(error, UnreadableJob) else f"{type(error).__name__}: {error}"
+    return stored_text(reason)  # it may repeat what the row holds, whatever that is
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

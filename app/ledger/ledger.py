@@ -25,7 +25,7 @@ from app.errors import _N, NotFound, PreconditionFailed, ValidationError
 from app.ledger.claim import active_counts, claim, copied, insert_runs
 from app.ledger.fates import first_moment
 from app.ledger.holds import CatchUp, CaughtUp, DueMoments, Hold, due_moments, end_hold, find_hold, put_hold
-from app.ledger.jobs import SETTINGS, Job, NewJob, UnreadableJob, job_from_row, to_json
+from app.ledger.jobs import SETTINGS, Job, NewJob, job_from_row, to_json, what_is_unreadable
 from app.ledger.nodes import Node, list_nodes
 from app.ledger.repeats import RepeatKey, remember
 from app.ledger.run_ids import new_run_id, run_id_floor
@@ -515,7 +515,7 @@ def _problem(row: Row, now: int) -> str | None:
         job_from_row({**row, "problem": None})
         first_moment(row["trigger"], now)
     except Exception as error:  # whatever is in the row
-        return str(error) if isinstance(error, UnreadableJob) else f"{type(error).__name__}: {error}"
+        return what_is_unreadable(error)
     return None
 
 

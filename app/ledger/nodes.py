@@ -73,6 +73,10 @@ class LockFile:
     def release(self) -> None:
         """Frees the lock and removes the file."""
         self.path.unlink(missing_ok=True)
+        self.leave()
+
+    def leave(self) -> None:
+        """Frees the lock and leaves the file: whoever sees it knows that this process is gone."""
         os.close(self._fd)
 
 

@@ -8,14 +8,15 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Text, and_, bindparam, exists, func, not_, or_, select, update
+from sqlalchemy import Connection, Text, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db.jobstore_tables import IS_ACTIVE, jobs, run_logs, runs
+from app.db.jobstore_tables import IS_ACTIVE, run_logs, runs
 from app.ledger.claim import find_crowded, insert_runs
 from app.ledger.outbox import Event, EventKind, announce, ticket_event
-from app.ledger.retries import after_failure, after_loss
+from app.ledger.retries import IS_STOPPED, after_failure, after_loss
 from app.ledger.runs import TICKET_COLUMNS, Outcome, Ticket, is_too_late
+from app.ledger.stored_text import stored_text
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +51,6 @@ _OWN_RUN = (
     runs.c.epoch == bindparam("b_epoch"),
 )
 _FINISH = update(runs).where(*_OWN_RUN, runs.c.outcome == "running").values(**_END_VALUES)
-_IS_STOPPED = and_(
-    runs.c.kind == "schedule",
-    exists(
-        select(jobs.c.id).where(
-            jobs.c.id == runs.c.job_id, or_(jobs.c.is_paused, not_(jobs.c.is_enabled), not_(jobs.c.is_active))
-        )
-    ),
-)
-"""Condition for scheduled runs whose job was paused, disabled or deleted since: they get no further attempt."""
 _retry = runs.alias()  # not orm.aliased: the ORM costs every process 6 MB and 80 ms
 _FINISH_LOST = (
     update(runs)
@@ -225,7 +217,7 @@ def record_finishes(
     if not finishes:
         return []
     rows = [_end_row(finish, owner) for finish in finishes]
-    logs = [{"run_id": finish.ticket.run_id, "log": _storable(finish.log)} for finish in finishes if finish.log]
+    logs = [{"run_id": finish.ticket.run_id, "log": stored_text(finish.log)} for finish in finishes if finish.log]
     result = connection.execute(_FINISH, rows)
     told = finishes
     if result.rowcount != len(rows):
@@ -270,7 +262,7 @@ def _next_attempts(
         runs.c.outcome.in_(("failed", "lost")),
         runs.c.cancel_requested_at.is_(None),
     )
-    for row in connection.execute(ended.where(~_IS_STOPPED)).mappings():
+    for row in connection.execute(ended.where(~IS_STOPPED)).mappings():
         after = after_failure if row["outcome"] == "failed" else after_loss
         if (again := after(row, owner=next_owner, now=now)) is not None:
             found[row["run_id"]] = again
@@ -287,8 +279,8 @@ def _end_events(finishes: Sequence[Finish], again: Collection[str], node: str | 
             finish.ticket,
             node=node,
             reason=finish.reason,
-            error=None if finish.error is None else _storable(finish.error[:ERROR_LENGTH]),
-            log=_storable(finish.log),
+            error=None if finish.error is None else stored_text(finish.error[:ERROR_LENGTH]),
+            log=stored_text(finish.log),
         )
         for finish in finishes
         if finish.outcome in _EVENT_KINDS and not (finish.outcome == "failed" and finish.ticket.run_id in again)
@@ -296,7 +288,7 @@ def _end_events(finishes: Sequence[Finish], again: Collection[str], node: str | 
 
 
 def _end_row(finish: Finish, owner: str) -> dict[str, object]:
-    error = None if finish.error is None else _storable(finish.error)
+    error = None if finish.error is None else stored_text(finish.error)
     if error is not None and len(error) > ERROR_LENGTH:
         error = f"{error[:ERROR_LENGTH]}… ({len(error) - ERROR_LENGTH} characters more)"
     return {
@@ -304,14 +296,7 @@ def _end_row(finish: Finish, owner: str) -> dict[str, object]:
         "b_owner": owner,
         "b_epoch": finish.ticket.epoch,
         "b_outcome": finish.outcome,
-        "b_reason": finish.reason,
+        "b_reason": None if finish.reason is None else stored_text(finish.reason),
         "b_error": error,
         "b_duration": finish.duration,
     }
-
-
-def _storable(text: str) -> str:
-    """`text` with what a database refuses written out: an end that cannot be stored would be tried for ever, and
-    with it all starts and ends of this node."""
-    # PostgreSQL has no NUL in a text; half of a surrogate pair (an undecodable file name) has no UTF-8 form.
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

@@ -18,14 +18,17 @@ from app.db.jobstore_tables import IS_ACTIVE, Row, nodes, runs
 from app.ledger.claim import insert_runs
 from app.ledger.nodes import LIVING, Node, is_proof_of_death, list_nodes, mark_dead
 from app.ledger.outbox import announce, lost_events
-from app.ledger.retries import after_loss
+from app.ledger.retries import IS_STOPPED, after_loss
 from app.ledger.runs import TICKET_COLUMNS, Ticket
 
 logger = logging.getLogger(__name__)
 
 PENDING_AFTER_S = 1.6
 _LONGEST_GAP_S = 2.0
-"""Between two looks of the reaper: a longer gap means that it was the reaper who was away."""
+"""Between two looks of the reaper: after a longer gap it was the reaper who was away, or the store that is slow."""
+_GAP_COUNTS_S = 0.8
+"""What counts of a longer gap: by itself too little for a suspicion, yet enough that one grows where every look takes
+so long."""
 
 
 @dataclass(slots=True)
@@ -51,7 +54,7 @@ class Silence:
         now = self.clock()
         gap = 0.0 if self._looked_at is None else now - self._looked_at
         self._looked_at = now
-        counted = gap if gap <= _LONGEST_GAP_S else 0.0
+        counted = gap if gap <= _LONGEST_GAP_S else _GAP_COUNTS_S
         watched: dict[str, _Watch] = {}
         for node in nodes:
             known = self._watched.get(node.node_id)
@@ -202,8 +205,13 @@ def _call_lost(connection: Connection, owners: Collection[str], *, reason: str, 
 
 
 def _run_again(connection: Connection, lost: Iterable[Row], *, owner: str, now: int) -> None:
-    attempts = (after_loss(row, owner=owner, now=now) for row in lost)
-    insert_runs(connection, [attempt for attempt in attempts if attempt is not None])
+    attempts = {
+        row["run_id"]: attempt for row in lost if (attempt := after_loss(row, owner=owner, now=now)) is not None
+    }
+    if attempts:
+        query = select(runs.c.run_id).where(runs.c.run_id.in_(attempts), IS_STOPPED)
+        stopped = set(connection.execute(query).scalars())
+        insert_runs(connection, [attempt for run_id, attempt in attempts.items() if run_id not in stopped])
 
 
 def _take_over(connection: Connection, *, me: str, owners: set[str]) -> None:

@@ -3,13 +3,25 @@
 import random
 from typing import Any
 
-from app.db.jobstore_tables import Row
+from sqlalchemy import and_, exists, not_, or_, select
+
+from app.db.jobstore_tables import Row, jobs, runs
 from app.ledger.run_ids import new_run_id
 
 LONGEST_DELAY_S = 3600
 """Doubling ends here, or at the job's own `retry_delay` where that is longer."""
 JITTER = 0.2
 """At most this share is added to a delay, so that what failed together does not come back together."""
+
+IS_STOPPED = and_(
+    runs.c.kind == "schedule",
+    exists(
+        select(jobs.c.id).where(
+            jobs.c.id == runs.c.job_id, or_(jobs.c.is_paused, not_(jobs.c.is_enabled), not_(jobs.c.is_active))
+        )
+    ),
+)
+"""Condition for scheduled runs whose job was paused, disabled or deleted since: they get no further attempt."""
 
 
 def delay_s(attempt: int, retry_delay: int) -> float:

@@ -39,6 +39,19 @@ def test_a_run_has_one_place() -> None:
     assert board.claim(RUN) is not None
 
 
+def test_the_place_of_a_child_that_is_gone_is_not_taken_from_its_successor() -> None:
+    board = Board(1)
+    index = board.claim(RUN)
+    assert index is not None
+    (seen,) = board.taken()
+    board.free(index)
+    assert board.claim(RUN.replace("1", "2")) == index
+    board.clear(seen)
+    (place,) = board.taken()
+    board.clear(place)
+    assert board.taken() == []
+
+
 def test_nothing_is_claimed_where_no_place_is_left() -> None:
     board = Board(1)
     claimed = [board.claim(f"{number:032d}") for number in range(1, 60)]

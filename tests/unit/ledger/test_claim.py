@@ -67,6 +67,8 @@ def test_instances_are_counted_over_all_nodes_and_kinds(store: Store) -> None:
         ("trigger", '{"type":"cron","second":"*","timezone":"No/Where"}'),
         ("trigger", '{"type":"moon"}'),
         ("trigger", "[]"),
+        ("trigger", r'{"type":"cron","hour":"\ud800","timezone":"UTC"}'),
+        ("trigger", r'{"type":"cron","hour":"1\u0000","timezone":"UTC"}'),
         ("kwargs", "\x00"),
         ("kwargs", '"text"'),
     ],
@@ -80,6 +82,7 @@ def test_an_unreadable_row_is_set_aside_untouched_and_stops_nobody(store: Store,
     broken = store.job("broken")
     assert broken[column] == content
     assert broken["problem"]
+    assert "\0" not in broken["problem"], "PostgreSQL would not take it"
     assert store.claim(START + seconds(0.5)).tickets == []
     seen = store.ledger.get_job("broken")
     assert seen is not None

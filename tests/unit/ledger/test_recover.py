@@ -121,6 +121,20 @@ def test_silence_does_not_count_while_the_reaper_was_away(store: Store, clock: C
     assert store.runs()[0]["outcome"] == "running"
 
 
+def test_silence_grows_where_every_look_takes_long(store: Store, clock: Clock, silence: Silence) -> None:
+    """A network to the store on which a turn takes more than two seconds."""
+    claim_one(store, "n1", started=True)
+    heartbeat(store, "n1", 1)
+    for _ in range(20):
+        reap(store, silence)
+        clock.now += 2.5
+    assert store.runs()[0]["outcome"] == "running"
+    for _ in range(30):
+        reap(store, silence)
+        clock.now += 2.5
+    assert store.runs()[0]["outcome"] == "lost"
+
+
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     path = tmp_path / "node.lock"
@@ -161,6 +175,13 @@ def test_a_released_lock_file_is_gone(tmp_path: Path) -> None:
     assert not lock.path.exists()
 
 
+def test_a_lock_file_that_is_left_proves_the_end(tmp_path: Path) -> None:
+    lock = LockFile(tmp_path / "locks" / "a.lock")
+    assert not is_proof_of_death(str(lock.path))
+    lock.leave()
+    assert is_proof_of_death(str(lock.path))
+
+
 def test_a_lost_run_is_run_again_only_where_its_job_says_so(store: Store, silence: Silence) -> None:
     first = claim_one(store, "gone", started=True, retry=True)
     found = reap(store, silence)
@@ -168,6 +189,14 @@ def test_a_lost_run_is_run_again_only_where_its_job_says_so(store: Store, silenc
     (again,) = found.tickets
     assert (again.attempt, again.job_id) == (2, "job")
     assert first in (store.runs(attempt=2)[0]["reason"] or "")
+
+
+@pytest.mark.parametrize("stop", ["pause_job", "delete_job"])
+def test_a_lost_run_of_a_job_that_was_stopped_is_not_run_again(store: Store, silence: Silence, stop: str) -> None:
+    claim_one(store, "gone", started=True, retry=True)
+    getattr(store.ledger, stop)("job", by="test")
+    assert len(reap(store, silence).lost) == 1
+    assert store.runs(attempt=2) == []
 
 
 def test_runs_of_an_owner_without_a_row_are_nobodys(store: Store, silence: Silence) -> None:

@@ -25,6 +25,7 @@ from app.ledger import Ending, LedgerScheduler, RunContext, Ticket, execute
 from app.ledger.apscheduler_overrides import LOOK_S
 from app.ledger.claim import Claimed
 from app.ledger.execution import NICENESS
+from app.ledger.nodes import is_proof_of_death
 
 from .conftest import SampleTask, Store, wait_until
 
@@ -280,6 +281,38 @@ class TestStoreOutage:
             wait_until(lambda: node._dispatcher._retry_at > 0, "a failed try to record it")
             outside.execute("ROLLBACK")
         wait_until(lambda: outcomes(store)["success"] == 1, "the end on record")
+
+    def test_an_end_that_waits_for_the_store_is_recorded_by_the_stop(self, store: Store, start_node: Start) -> None:
+        release = threading.Event()
+        store.tasks["sample"] = SampleTask(release.wait)
+        store.add(is_enabled=False)
+        node = start_node()
+        node._ledger.request_run("job", "7")
+        wait_until(lambda: outcomes(store)["running"], "the run")
+        path = store.engine.url.database
+        assert path is not None
+        with sqlite3.connect(path, isolation_level=None, check_same_thread=False) as outside:
+            outside.execute("BEGIN IMMEDIATE")
+            release.set()
+            wait_until(lambda: node._dispatcher._retry_at > 0, "a failed try to record it")
+            stopping = threading.Thread(target=node.stop, args=(0.0,))
+            stopping.start()
+            wait_until(lambda: not node._dispatcher._thread.is_alive(), "the end of the drain")
+            outside.execute("ROLLBACK")
+            stopping.join(timeout=10)
+        assert outcomes(store) == {"success": 1}
+
+    def test_a_stop_that_is_not_on_record_leaves_the_proof_of_it(self, store: Store, start_node: Start) -> None:
+        node = start_node()
+        wait_until(store.ledger.nodes, "its first heartbeat")
+        assert node._lock_file is not None
+        path = store.engine.url.database
+        assert path is not None
+        with sqlite3.connect(path, isolation_level=None) as outside:
+            outside.execute("BEGIN IMMEDIATE")
+            node.stop(0.0)
+            outside.execute("ROLLBACK")
+        assert is_proof_of_death(str(node._lock_file.path))
 
 
 class TestAPSchedulersOwnAPI:

@@ -14,7 +14,7 @@ from sqlalchemy import insert, update
 
 from app.db.clock import to_us
 from app.db.engines import write_transaction
-from app.db.jobstore_tables import runs
+from app.db.jobstore_tables import jobs, runs
 from app.ledger import LedgerScheduler, RunContext, Ticket
 from app.ledger.claim import LEFT_TO_OTHERS_US, claim, find_crowded
 from app.ledger.nodes import beat
@@ -230,6 +230,22 @@ def test_a_full_node_hands_what_waits_to_one_that_has_room(store: Store, start_n
     counted = wait_until(lambda: _running_by_node(store) if _running(store) == 6 else None, "the others' start")
     release.set()
     assert counted == {"full": 2, "idle": 4}
+
+
+def test_what_a_node_that_is_gone_by_now_gave_is_found(store: Store, start_node: Start) -> None:
+    """The giver may have stopped before the other has ever seen it as its neighbour."""
+    store.tasks["sample"] = SampleTask(lambda: None)
+    store.add(trigger={"type": "interval", "weeks": 50, "start_date": "2026-01-01T00:00:00+00:00", "timezone": "UTC"})
+    node = start_node("a")
+    turn = node._clocks.turn
+    wait_until(lambda: node._clocks.turn > turn, "the turn in which it adopts what it was left at its start")
+    assert node._peers == []
+    now = to_us(datetime.now(UTC))
+    with write_transaction(store.engine) as connection:
+        connection.execute(update(jobs).values(next_run_time=now))
+        (ticket,) = claim(connection, owner="gone", now=now).tickets
+        hand_over(connection, [ticket.run_id], me="gone", to=node.node_id)
+    wait_until(lambda: store.runs(run_id=ticket.run_id, node="a", outcome="success"), "its run")
 
 
 def test_instances_are_counted_over_all_nodes(store: Store, start_node: Start) -> None:
