@@ -166,8 +166,8 @@ def assert_one_line(outcome: Outcome, names: str, *, code: int) -> None:
 
 def test_a_drill_on_the_one_container_is_proven_and_a_spoilt_one_is_not(one: Stack, tmp_path: Path) -> None:
     arguments = ("--yes", "--minutes", "1", "--jobs", "10", "--faults", "kill,freeze", "--report", str(tmp_path))
-    outcome = run_on(one, SCRIPT, *arguments)
-    assert outcome.stdout.startswith("proven: "), outcome
+    outcome = run_on(one, SCRIPT, *arguments, "--json")
+    assert json.loads(outcome.stdout)["proven"], outcome
     document = report_in(tmp_path)
     assert document["proven"]
     assert document["due"] > 400
@@ -199,6 +199,15 @@ def conclude(stack: Stack, drill: str) -> dict[str, Any]:
     assert code == NOT_PROVEN, output
     found: dict[str, Any] = json.loads(output)
     return found
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(one: Stack) -> None:
+    outcome = run_script(SCRIPT, "--dry-run", "--json", "--jobs", "3", environment=environment_of(one))
+    plan = {"dry_run": True, "minutes": 5, "jobs": 3, "executor": "default", "faults": ["kill", "freeze"]}
+    assert (outcome.code, json.loads(outcome.stdout)) == (0, plan)
+    words = run_script(SCRIPT, "--dry-run", environment=environment_of(one)).stdout
+    assert "one of: kill,freeze.\nNothing was changed." in words
+    assert probes(one) == []
 
 
 def test_an_interrupted_drill_leaves_a_whole_stack(one: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import uuid
@@ -145,6 +146,8 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(cluster: Stack) -> Non
         *(f"{service}: 2 to be replaced" for service in DOUBLED),
         *(f"{service}: 1 to be replaced" for service in SINGLE),
     ]
+    told = json.loads(run_on(cluster, "rolling_restart.sh", "--dry-run", "--json", "web", "nginx").stdout)
+    assert told == {"dry_run": True, "replaced": {"web": 2, "nginx": 1}}
     assert containers(cluster, *DOUBLED, *SINGLE) == before
 
 

@@ -135,6 +135,14 @@ def test_help_is_a_result(script: str) -> None:
     assert outcome.stderr == ""
 
 
+@pytest.mark.parametrize("script", sorted({*SCRIPTS} - {"test.sh", "up.sh"}))
+def test_every_operation_takes_the_common_options(script: str) -> None:
+    options = ["--yes", "--dry-run", "--json", "--help"]
+    outcome = run_script(script, *options)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert [option for option in options if option not in outcome.stdout] == []
+
+
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [

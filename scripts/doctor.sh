@@ -26,6 +26,8 @@ down or damaged, and changes nothing.
                   "runbook"}]}
   --bundle FILE   also write a support archive (tar.gz): configuration, logs, status, versions and these findings,
                   without secrets
+  --dry-run       write no archive
+  --yes           taken as every script takes it; nothing is asked
   --help          this text
 
 Severities: error (jobs do not fire, or the service is out of reach), warning (something was lost, or will be), note (a
@@ -40,8 +42,8 @@ parse_arguments() {
       [[ $# -gt 1 && -n $2 && $2 != --* ]] || usage_error "--bundle needs a value: the file to write"
       bundle=$(absolute_path "$2")
       shift
-    elif [[ $1 == --yes || $1 == --dry-run ]] || ! parse_common_option "$1"; then
-      usage_error "unknown argument '$1'; accepted: --json, --bundle FILE, --help"
+    elif ! parse_common_option "$1"; then
+      usage_error "unknown argument '$1'; accepted: --json, --bundle FILE, --dry-run, --yes, --help"
     fi
     shift
   done
@@ -235,7 +237,7 @@ main() {
   step "looking"
   look
   report
-  if [[ -n $bundle ]]; then
+  if [[ -n $bundle ]] && ! $dry_run; then
     step "writing $bundle"
     engine_answers || die "no archive was written: the Docker engine does not answer"
     gather

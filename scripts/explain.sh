@@ -8,7 +8,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 job=
 moment=
 language=
-json=
 
 usage() {
   cat <<'EOT'
@@ -23,6 +22,8 @@ Works also while the stack is stopped.
                  the job's trigger unless it has an offset; without it, the job's latest moment
   --lang zh|en   language of the sentences; that of this shell (LANG) when not given
   --json         one line of JSON: verdict, sentence, details, run_ids
+  --yes, --dry-run
+                 taken as every script takes them; nothing is changed anyway
   --help         this text
 EOT
 }
@@ -35,19 +36,15 @@ parse_arguments() {
         language=$2
         shift
         ;;
-      --json) json=--json ;;
-      --help)
-        usage
-        exit 0
-        ;;
-      -*) usage_error "unknown argument '$1'; accepted: JOB, TIME, --lang, --json, --help" ;;
+      --json | --yes | --dry-run | --help) parse_common_option "$1" ;;
+      -*) usage_error "unknown argument '$1'; accepted: JOB, TIME, --lang, --json, --yes, --dry-run, --help" ;;
       *)
         if [[ -z $job ]]; then
           job=$1
         elif [[ -z $moment ]]; then
           moment=$1
         else
-          usage_error "unknown argument '$1'; accepted: JOB, TIME, --lang, --json, --help"
+          usage_error "unknown argument '$1'; accepted: JOB, TIME, --lang, --json, --yes, --dry-run, --help"
         fi
         ;;
     esac
@@ -67,7 +64,9 @@ main() {
   parse_arguments "$@"
   cd "$ROOT"
   require_stack
-  local -a command=(flask jobs explain --lang "${language:-$(shell_language)}" ${json:+"$json"} -- "$job" ${moment:+"$moment"})
+  local -a command=(flask jobs explain --lang "${language:-$(shell_language)}")
+  ! $as_json || command+=(--json)
+  command+=(-- "$job" ${moment:+"$moment"})
   if stack_runs; then in_stack "${command[@]}"; else beside_stack "${command[@]}"; fi
 }
 

@@ -7,18 +7,19 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 output=-
 scope=(--all)
-json=()
 
 usage() {
   cat <<'EOT'
-Usage: scripts/export_jobs.sh [--output FILE] [--changes] [--json]
+Usage: scripts/export_jobs.sh [--output FILE] [--changes] [--dry-run] [--json]
 
 Prints every job of the running stack as YAML: the default jobs with their triggers, pauses and settings, and the users'
 own jobs in full. The order is always the same, so that two exports can be compared. Nothing is changed or stopped.
 
   --output FILE   write it to this file of the host instead, whole or not at all
   --changes       only what was changed through the API, and the own jobs
+  --dry-run       print it, whatever --output says
   --json          one line of JSON instead of YAML
+  --yes           taken as every script takes it; nothing is asked
   --help          this text
 EOT
 }
@@ -34,12 +35,10 @@ parse_arguments() {
         shift
         ;;
       --changes) scope=() ;;
-      --json) json=(--json) ;;
-      --help)
-        usage
-        exit 0
+      *)
+        parse_common_option "$1" ||
+          usage_error "unknown argument '$1'; accepted: --output, --changes, --dry-run, --json, --yes, --help"
         ;;
-      *) usage_error "unknown argument '$1'; accepted: --output, --changes, --json, --help" ;;
     esac
     shift
   done
@@ -50,12 +49,14 @@ main() {
   cd "$ROOT"
   require_running_stack
   step "exporting the jobs"
-  if [[ $output == - ]]; then
-    in_stack flask jobs export --stdout "${scope[@]}" "${json[@]}"
+  local -a command=(flask jobs export --stdout "${scope[@]}")
+  ! $as_json || command+=(--json)
+  if [[ $output == - ]] || $dry_run; then
+    in_stack "${command[@]}"
     return
   fi
   # Job descriptions may hold what not everybody should read.
-  (umask 077 && in_stack flask jobs export --stdout "${scope[@]}" "${json[@]}" > "$output.partial") || {
+  (umask 077 && in_stack "${command[@]}" > "$output.partial") || {
     rm -f "$output.partial"
     die "nothing was exported; the reason is above"
   }

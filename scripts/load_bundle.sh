@@ -21,6 +21,7 @@ which scripts/upgrade.sh VERSION then leads. Nothing is pulled, nothing is built
   FILE        a bundle, or - for stdin
   --dry-run   check the bundle, and say what would be loaded; load nothing
   --json      the result as one line of JSON
+  --yes       taken as every script takes it; nothing is asked
   --help      this text
 EOT
 }
@@ -29,12 +30,12 @@ parse_arguments() {
   local argument
   for argument; do
     case $argument in
-      --dry-run | --json | --help) parse_common_option "$argument" ;;
+      --dry-run | --json | --yes | --help) parse_common_option "$argument" ;;
       -)
         [[ -z $file ]] || usage_error "one bundle at a time"
         file=-
         ;;
-      -* | '') usage_error "unknown argument '$argument'; accepted: --dry-run, --json, --help, FILE, -" ;;
+      -* | '') usage_error "unknown argument '$argument'; accepted: --dry-run, --json, --yes, --help, FILE, -" ;;
       *)
         [[ -z $file ]] || usage_error "one bundle at a time: '$file' and '$argument'"
         file=$argument

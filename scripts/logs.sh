@@ -24,6 +24,8 @@ Shows what all containers of the stack have written, also when it is down, in th
   --since TIME   from then on: a time as 2026-05-01T08:00:00, or an age such as 90s, 10m, 2h
   --follow       go on with what comes; each line as it comes
   --json         one JSON object a line, with the name of its container
+  --yes, --dry-run
+                 taken as every script takes them; nothing is changed anyway
   --help         this text
 
 Without --run, --job, --request or --since it is the last 200 lines of each container. Docker keeps the last 50 MB of each
@@ -49,10 +51,9 @@ parse_arguments() {
         shift
         ;;
       --follow) follow=true ;;
-      --dry-run | --yes) usage_error "unknown argument '$1'; nothing is changed here" ;;
       *)
         parse_common_option "$1" ||
-          usage_error "unknown argument '$1'; accepted: --run, --job, --request, --since, --follow, --json, --help"
+          usage_error "unknown argument '$1'; accepted: --run, --job, --request, --since, --follow, --json, --yes, --dry-run, --help"
         ;;
     esac
     shift

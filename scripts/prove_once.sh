@@ -16,14 +16,13 @@ jobs=20
 executor=default
 seed=$RANDOM
 report=
-agreed=false
 kinds=()
 faults_file=
 
 usage() {
   cat <<'EOT'
 Usage: scripts/prove_once.sh --yes [--minutes N] [--jobs N] [--executor NAME] [--faults LIST] [--seed N]
-                             [--report FOLDER]
+                             [--report FOLDER] [--dry-run] [--json]
 
 For a staging stack, never for one that people rely on: runs probe jobs that fire every second, and about twice a minute
 kills, freezes or cuts off a scheduler, chosen at random, or restarts the database. Then it compares what was due, what
@@ -39,6 +38,8 @@ it.
                      cut and database are for the shape ha
   --seed N           repeats the choices of an earlier drill, 0 to 32767
   --report FOLDER    copies report.html and report.json to this folder of the host
+  --dry-run          say what would be done, and do nothing; needs no --yes
+  --json             the verdict as JSON
   --help             this text
 
 Interrupted, it mends what it harmed and deletes the probes.
@@ -50,11 +51,7 @@ EOT
 parse_arguments() {
   while [[ $# -gt 0 ]]; do
     case $1 in
-      --yes) agreed=true ;;
-      --help)
-        usage
-        exit 0
-        ;;
+      --yes | --dry-run | --json | --help) parse_common_option "$1" ;;
       --minutes | --jobs | --executor | --faults | --seed | --report)
         [[ $# -gt 1 && -n $2 ]] || usage_error "$1 needs a value (--help tells more)"
         take_value "$1" "$2"
@@ -104,7 +101,7 @@ is_whole() {
 
 # What can be said of the arguments together, and of this stack's shape.
 check_arguments() {
-  $agreed || usage_error "this harms the running stack: --yes says that nobody relies on it"
+  $confirmed || $dry_run || usage_error "this harms the running stack: --yes says that nobody relies on it"
   ((jobs * minutes * 60 <= MOST_FIRES)) ||
     usage_error "$jobs jobs for $minutes minutes are $((jobs * minutes * 60)) fires; accepted: at most $MOST_FIRES"
   choose_kinds
@@ -221,6 +218,19 @@ clean_up() {
   exit "$status"
 }
 
+tell_plan() {
+  local IFS=,
+  if $as_json; then
+    local quoted
+    printf -v quoted '"%s",' "${kinds[@]}"
+    printf '{"dry_run": true, "minutes": %s, "jobs": %s, "executor": "%s", "faults": [%s]}\n' \
+      "$minutes" "$jobs" "$executor" "${quoted%,}"
+  else
+    printf 'Would run %s probes every second for %s minutes, and about twice a minute do one of: %s.\nNothing was changed.\n' \
+      "$jobs" "$minutes" "${kinds[*]}"
+  fi
+}
+
 copy_report() {
   local file
   for file in report.html report.json; do
@@ -238,6 +248,10 @@ main() {
   require_healthy "$SERVICE"
   [[ $(shape) != ha ]] || require_healthy postgres
   [[ $executor != celery || $(shape) != ha ]] || require_healthy worker
+  if $dry_run; then
+    tell_plan
+    return
+  fi
   faults_file=$(mktemp)
   trap clean_up EXIT
   trap 'exit 130' INT
@@ -261,7 +275,9 @@ main() {
   stop_probes || die "the probes could not be stopped; the reason is above"
   step "comparing"
   reporter=$(well)
-  docker exec --interactive "$reporter" flask jobs drill-verdict "$name" --faults - < "$faults_file" || status=$?
+  local -a verdict=(flask jobs drill-verdict "$name")
+  ! $as_json || verdict+=(--json)
+  docker exec --interactive "$reporter" "${verdict[@]}" --faults - < "$faults_file" || status=$?
   case $status in
     0 | 4) [[ -z $report ]] || copy_report "$reporter" "$name" ;;
     *) status=1 ;;

@@ -11,7 +11,7 @@ services=()
 
 usage() {
   cat <<'EOT'
-Usage: scripts/rolling_restart.sh [--dry-run] [SERVICE...]
+Usage: scripts/rolling_restart.sh [--dry-run] [--json] [SERVICE...]
 
 Replaces every container of a stack of the shape split or ha, one after the other, with new ones from the present images
 and settings. Of worker, scheduler and web a new container is started and healthy before an old one is asked to stop; it
@@ -20,6 +20,8 @@ the database, and new connections for nginx.
 
   SERVICE...   only these: worker, scheduler, web, valkey, postgres, nginx
   --dry-run    say what would be replaced, and do nothing
+  --json       the result as one line of JSON: {"dry_run", "replaced": {SERVICE: containers}}
+  --yes        taken as every script takes it; nothing is asked
   --help       this text
 
 While nginx is replaced (about a second), new connections are held back rather than refused where this script may change
@@ -30,13 +32,9 @@ EOT
 parse_arguments() {
   while [[ $# -gt 0 ]]; do
     case $1 in
-      --dry-run) dry_run=true ;;
-      --help)
-        usage
-        exit 0
-        ;;
+      --dry-run | --json | --yes | --help) parse_common_option "$1" ;;
       worker | scheduler | web | valkey | postgres | nginx) services+=("$1") ;;
-      *) usage_error "unknown argument '$1'; accepted: --dry-run, --help, worker, scheduler, web, valkey, postgres, nginx" ;;
+      *) usage_error "unknown argument '$1'; accepted: --dry-run, --json, --yes, --help, worker, scheduler, web, valkey, postgres, nginx" ;;
     esac
     shift
   done
@@ -52,7 +50,7 @@ main() {
   require_engine
   [[ $(shape) != prod ]] || die "the one container cannot be replaced bit by bit; scripts/rolling_restart.sh is for the shapes split and ha"
   local service
-  local -a found
+  local -a found replaced=()
   for service in "${services[@]}"; do
     [[ -n $(containers_of "$service") ]] || die "no container of $service runs in the stack $(project_name)"
   done
@@ -67,14 +65,19 @@ main() {
     if ! wanted "$service" || ((${#found[@]} == 0)); then
       continue
     fi
+    replaced+=("\"$service\": ${#found[@]}")
     if $dry_run; then
-      echo "$service: ${#found[@]} to be replaced"
+      $as_json || echo "$service: ${#found[@]} to be replaced"
     else
       replace_containers "$service" "${#found[@]}" "${found[@]}" ||
         die "not finished, the reason is above. What is old still runs; run this again when the reason is gone"
     fi
   done
   $dry_run || step "done: every container is new and healthy"
+  if $as_json; then
+    local IFS=,
+    printf '{"dry_run": %s, "replaced": {%s}}\n' "$dry_run" "${replaced[*]}"
+  fi
 }
 
 main "$@"

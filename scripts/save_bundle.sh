@@ -24,6 +24,7 @@ the other machine, which needs Docker Engine, Compose and bash, and no network:
   --shape SHAPE   the images of this shape; all for those of every one; the shape of the stack here when not given
   --dry-run       say what would be written; write nothing
   --json          the result as one line of JSON (not with -)
+  --yes           taken as every script takes it; nothing is asked
   --help          this text
 
 Settings, secrets and data of the stack here are not in it.
@@ -38,12 +39,12 @@ parse_arguments() {
         wanted_shape=$2
         shift
         ;;
-      --dry-run | --json | --help) parse_common_option "$1" ;;
+      --dry-run | --json | --yes | --help) parse_common_option "$1" ;;
       - | [!-]*)
         [[ -z $file ]] || usage_error "one file at a time: '$file' and '$1'"
         file=$1
         ;;
-      *) usage_error "unknown argument '$1'; accepted: --shape, --dry-run, --json, --help, FILE, -" ;;
+      *) usage_error "unknown argument '$1'; accepted: --shape, --dry-run, --json, --yes, --help, FILE, -" ;;
     esac
     shift
   done
