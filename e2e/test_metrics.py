@@ -263,6 +263,9 @@ def test_prometheus_reads_them_and_sends_an_alert(stack: Stack, prometheus: Prom
         "runbook": "runbooks/job-did-not-fire.md",
     }
     assert not prometheus.query('ALERTS{alertname="WhalefallDown"}')
+    log = [json.loads(line) for line in stack.compose("logs", "--no-log-prefix", "prometheus").splitlines()]
+    assert {entry["program"] for entry in log} == {"prometheus"}
+    assert not any(entry["message"].startswith(("ts=", "time=")) for entry in log), "its own form is read"
 
 
 def test_many_containers_are_read_each(tmp_path: Path) -> None:
@@ -341,9 +344,11 @@ def test_a_bad_value_is_one_clear_line(image: str, command: str, variable: str, 
         (line,) = container.logs().decode().splitlines()
     finally:
         container.remove(force=True)
-    assert variable in line
-    assert value.rpartition(" ")[2] in line
-    assert accepted in line
+    told = json.loads(line)
+    assert (told["level"], told["program"]) == ("error", image)
+    assert variable in told["message"]
+    assert value.rpartition(" ")[2] in told["message"]
+    assert accepted in told["message"]
 
 
 @pytest.fixture
@@ -355,7 +360,8 @@ def promtool() -> Callable[..., str]:
         try:
             output = docker.from_env().containers.run(
                 image,
-                ["promtool", *arguments],
+                [*arguments],
+                entrypoint="promtool",
                 volumes={str(folder): {"bind": "/prometheus-files", "mode": "ro"}},
                 working_dir="/prometheus-files",
                 network_mode="none",

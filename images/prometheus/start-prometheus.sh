@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes where alerts go, then becomes Prometheus with the arguments given.
+# Writes where alerts go, then becomes Prometheus with the arguments given. (What it says is read by json-lines.)
 # Reads ALERTMANAGERS: host:port of Alertmanagers, separated by commas; empty: alerts are only shown.
 set -Eeuo pipefail
 
@@ -7,7 +7,7 @@ readonly CONFIGURATION=/etc/prometheus/prometheus.yml
 readonly ALERTMANAGERS_FILE=/run/prometheus/alertmanagers.json
 
 refuse() {
-  echo "[prometheus] $*" >&2
+  echo "error: $*" >&2
   exit 1
 }
 

@@ -57,6 +57,13 @@ def read(line: str) -> dict[str, Any]:
             "Ready to accept connections",
         ),
         ("valkey", "12:M 21 Nov 2026 08:42:00.123 # low memory", "warning", "low memory"),
+        (
+            "prometheus",
+            'ts=2026-11-21T08:42:00.123Z caller=main.go:627 level=warn component=tsdb msg="slow"',
+            "warning",
+            'component=tsdb msg="slow"',
+        ),
+        ("prometheus", 'time=2026-11-21T08:42:00Z level=INFO source=main.go msg="up"', "info", 'source=main.go msg="up"'),
         ("entrypoint", "error: not writable", "error", "not writable"),
         ("any", "plain", "info", "plain"),
         ("any", "", "info", ""),
