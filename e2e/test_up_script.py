@@ -73,6 +73,14 @@ def test_bad_port(checkout: Checkout, port: str) -> None:
     assert containers(checkout) == []
 
 
+@pytest.mark.parametrize(("drain", "grace", "least"), [("600", "90s", "650s"), ("41", "1m30s", "91s")])
+def test_a_stop_that_docker_would_cut_short(checkout: Checkout, drain: str, grace: str, least: str) -> None:
+    before = checkout.files()
+    done = checkout.up(env={"DRAIN_SECONDS": drain, "STOP_GRACE_PERIOD": grace})
+    assert_refused(done, f"STOP_GRACE_PERIOD is '{grace}'", f"accepted: at least {least}")
+    assert checkout.files() == before
+
+
 def test_taken_port(checkout: Checkout, taken_port: int) -> None:
     before = checkout.files()
     done = checkout.up(env={"COMPOSE_PROJECT_NAME": checkout.project, "HTTP_PORT": str(taken_port)})

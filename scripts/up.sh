@@ -9,6 +9,7 @@ source "$ROOT/scripts/lib/releases.sh"
 
 readonly FREE_DISK_MB=2048 # images, their build cache, and room for the first weeks of runs
 readonly HEALTHY_WITHIN_S=180
+readonly STOP_BESIDE_DRAIN_S=50 # nginx 15, web 20, and 15 for the scheduler to write down what did not finish
 # What is written into .env when it is given: where the stack is reached, and what it is made of.
 readonly KEPT=(COMPOSE_FILE COMPOSE_PROJECT_NAME HTTP_PORT HTTPS_PORT TLS_DIR PROMETHEUS_ADDRESS POSTGRES_IMAGE VALKEY_IMAGE
   WHALEFALL_TAG BASE_IMAGE BUILD_SETTINGS_DIR)
@@ -73,6 +74,18 @@ check_port() {
   owner=$(compose ps --format '{{.Publishers}}' 2> /dev/null) || owner=""
   [[ $owner != *" $port "* ]] || return 0 # this very stack has it
   port_is_free "$port" || die "port $port is taken by another program; free it, or choose one: $1=$((10#$port % 1000 + 8000)) scripts/up.sh"
+}
+
+# What stops in order must not be killed while it still waits for runs. What is no such number is refused elsewhere.
+check_grace() {
+  local drain grace
+  drain=$(setting DRAIN_SECONDS 30)
+  grace=$(setting STOP_GRACE_PERIOD 90s)
+  [[ $drain =~ ^([0-9]{1,4})(\.[0-9]+)?$ ]] || return 0
+  drain=${BASH_REMATCH[1]}
+  [[ $grace =~ ^(([0-9]{1,3})h)?(([0-9]{1,5})m)?(([0-9]{1,6})s)?$ ]] || return 0
+  ((10#${BASH_REMATCH[2]:-0} * 3600 + 10#${BASH_REMATCH[4]:-0} * 60 + 10#${BASH_REMATCH[6]:-0} >= 10#$drain + STOP_BESIDE_DRAIN_S)) ||
+    die "STOP_GRACE_PERIOD is '$grace', and DRAIN_SECONDS is $drain: Docker would kill what still waits for runs; accepted: at least $((10#$drain + STOP_BESIDE_DRAIN_S))s"
 }
 
 # The stack at work, and a build: measured, and half as much again.
@@ -261,6 +274,7 @@ main() {
   refuse_another_shape
   check_port HTTP_PORT "$port"
   [[ -z $(setting TLS_DIR) ]] || check_port HTTPS_PORT "$(setting HTTPS_PORT 443)"
+  check_grace
   check_room
   name_images_by_tree
   prepare_build "$may_install"

@@ -212,6 +212,20 @@ def test_env_example_lists_what_the_containers_read() -> None:
     assert {name for name in read if not re.search(rf"^#?{name}=", example, re.MULTILINE)} == set()
 
 
+def test_env_example_says_what_the_containers_do_not_take_from_it() -> None:
+    example = (PROJECT_ROOT / "env.example").read_text(encoding="utf-8")
+    told = "".join(file.read_text(encoding="utf-8") for file in (PROJECT_ROOT / "compose").glob("*.yml"))
+    told += "".join(file.read_text(encoding="utf-8") for file in (PROJECT_ROOT / "scripts").rglob("*.sh"))
+    told += (PROJECT_ROOT / "images" / "base" / "build.sh").read_text(encoding="utf-8")
+    secrets = example[example.index("# --- Secrets") : example.index("# --- In front")]
+    for paragraph in example.split("\n\n"):
+        for name in re.findall(r"^#?([A-Z][A-Z_]+)=", paragraph, re.MULTILINE):
+            # A name alone is passed on; ${NAME} is put into the compose file or read by a script.
+            taken = re.search(rf"^ +{name}: *$|\$\{{?{name}\b|\b(setting|keep_setting) {name}\b", told, re.MULTILINE)
+            excused = paragraph in secrets or "ot passed on from .env" in paragraph or "For tests alone" in paragraph
+            assert taken or excused, f"{name} does nothing in .env"
+
+
 def test_only_the_settings_read_the_environment() -> None:
     readers = {
         str(file.relative_to(PROJECT_ROOT))

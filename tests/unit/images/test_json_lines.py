@@ -63,7 +63,12 @@ def read(line: str) -> dict[str, Any]:
             "warning",
             'component=tsdb msg="slow"',
         ),
-        ("prometheus", 'time=2026-11-21T08:42:00Z level=INFO source=main.go msg="up"', "info", 'source=main.go msg="up"'),
+        (
+            "prometheus",
+            'time=2026-11-21T08:42:00Z level=INFO source=main.go msg="up"',
+            "info",
+            'source=main.go msg="up"',
+        ),
         ("entrypoint", "error: not writable", "error", "not writable"),
         ("any", "plain", "info", "plain"),
         ("any", "", "info", ""),
