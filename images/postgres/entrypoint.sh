@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the database at the first start, then becomes the command. The variables are those of the official image:
-# (What it says is read by json-lines.)
+# Makes the database at the first start, then becomes the command. (What it says is read by json-lines.)
+# The variables are those of the official image:
 #   POSTGRES_USER (postgres), POSTGRES_DB (the user's name), POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE, PGDATA
 set -Eeuo pipefail
 

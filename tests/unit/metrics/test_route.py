@@ -13,7 +13,6 @@ from app.metrics.route import GATE_HEADER
 from app.settings import Settings
 
 TOKEN = "token-of-the-monitoring"
-CLOSED = {GATE_HEADER: "closed"}
 
 
 @pytest.fixture
