@@ -36,7 +36,7 @@ def test_move(here: Site, operator: Operator) -> None:
     done = operator.follow("move-to-postgres", "move")
     assert here.shape == "ha"
     assert "Nothing was changed." in done.diagnosis
-    assert done.verification.count(", alive, ") >= 2
+    assert "backup_jobstore" in done.verification
 
 
 def test_readme(here: Site, operator: Operator) -> None:

@@ -81,7 +81,7 @@ def functions_of(file: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_named_tests_of_a_choice_exist(page: str) -> None:
     """`test.sh -k NAME` picks by name."""
-    everything = {name for file in ROOT.glob("e2e/test_*.py") for name in functions_of(str(file))}
+    everything = {name for file in ROOT.glob("e2e/**/test_*.py") for name in functions_of(str(file))}
     for command in commands_of(page):
         for name in re.findall(r"-k (test_\w+)", command):
             assert name in everything, f"{page}: {command}"
