@@ -104,8 +104,12 @@ remove_postgres() {
 start_again() {
   local code=$?
   if ((${#stopped[@]})); then
-    if [[ $(state_of_userdata) == moved ]]; then
+    local state
+    state=$(state_of_userdata) || state=unknown
+    if [[ $state == moved ]]; then
       warn "everything is moved, but the shape ha is not running yet: scripts/move_to_postgres.sh goes on from here"
+    elif [[ $state != sqlite ]]; then
+      warn "not finished, and the volume $(project_name)_userdata could not be looked into: nothing is removed; run scripts/move_to_postgres.sh again when the reason is gone"
     else
       warn "not finished, nothing was moved: starting the old stack again"
       ! $made_postgres || remove_postgres || warn "the empty database stays in the volume $(project_name)_postgres"
@@ -164,7 +168,11 @@ main() {
   build_images
   case $(state_of_userdata) in
     nothing) die "the volume $(project_name)_userdata holds no SQLite database; there is nothing to move" ;;
-    moved) step "everything was moved before" ;;
+    moved)
+      [[ -n $(setting JOBSTORE_URL) ]] || have_volume postgres ||
+        die "everything was moved before, and the volume $(project_name)_postgres, where it went, is not there; going back: runbooks/move-to-postgres.md"
+      step "everything was moved before"
+      ;;
     sqlite)
       ensure_secrets
       trap start_again EXIT

@@ -105,8 +105,8 @@ archive() {
 check_backup() {
   if [[ -n $host_path ]]; then
     step "taking in and checking the backup"
-    received=true
     backup=$(archive | flask_with_input jobs receive-backup) || die "the backup was not taken in, the reason is above; nothing was changed"
+    received=true
   else
     local found
     step "checking the backup"
@@ -127,7 +127,7 @@ restore() {
 clean_up() {
   local code=$?
   start_what_was_stopped
-  ! $received || flask_in_stack jobs forget-received || warn "a copy of the backup stays in userdata/restores for a day"
+  ! $received || flask_in_stack jobs forget-received "$backup" || warn "a copy of the backup stays in userdata/restores for a day"
   exit "$code"
 }
 

@@ -145,21 +145,21 @@ change_in_postgres() {
     while read -r answer; do
       [[ $answer != "ALTER ROLE" ]] || put_in_place "$1" # not a moment later
       printf '%s\n' "$answer"
-    done)
+    done) || true # what it answered is looked at
   [[ $answer == *"ALTER ROLE"* ]] || die "PostgreSQL did not take its new password: $answer"
 }
 
 # The user has both passwords until every container has the new one.
 add_in_valkey() {
   local answer
-  answer=$(printf '>%s' "$(< "$1.next")" | valkey_cli -x ACL SETUSER default 2>&1)
+  answer=$(printf '>%s' "$(< "$1.next")" | valkey_cli -x ACL SETUSER default 2>&1) || true # what it answered is looked at
   [[ $answer == OK* ]] || die "Valkey did not take a second password: $answer"
 }
 
 drop_old_in_valkey() {
   local answer
   step "valkey_password: the old one ends"
-  answer=$(printf '%s' "$(< "$1")" | valkey_cli -x CONFIG SET requirepass 2>&1)
+  answer=$(printf '%s' "$(< "$1")" | valkey_cli -x CONFIG SET requirepass 2>&1) || true # what it answered is looked at
   [[ $answer == OK* ]] || die "Valkey did not drop its old password: $answer"
 }
 

@@ -140,7 +140,7 @@ back_up() {
 # What 0.1.0 could not do.
 dump_postgres() {
   (umask 077 && compose exec -T postgres pg_dump --username=whalefall --format=custom whalefall < /dev/null > "$1.new") || return 1
-  compose exec -T postgres pg_restore --list < "$1.new" > /dev/null || return 1
+  compose exec -T postgres pg_restore --file=/dev/null < "$1.new" > /dev/null || return 1
   mv "$1.new" "$1"
 }
 

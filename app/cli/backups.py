@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import click
 
@@ -95,10 +96,11 @@ def receive_backup(*, as_json: bool) -> None:
 
 
 @jobs.command("forget-received")
+@click.argument("path", type=click.Path(path_type=Path))
 @one_line_errors
-def forget_received() -> None:
-    """Remove the backups that were taken in and not restored."""
-    backup_archive.forget_received(current_runtime().settings)
+def forget_received(*, path: Path) -> None:
+    """Remove the backup at PATH, which was taken in and not restored."""
+    backup_archive.forget_received(current_runtime().settings, path)
 
 
 def _print_plan(plan: backups.Plan, as_json: bool) -> None:

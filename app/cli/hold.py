@@ -10,6 +10,7 @@ from app.cli.console import as_json, iso, jobs, one_line_errors, print_json, pri
 from app.ledger import CATCH_UPS, CatchUp, TooMuchToCatchUp
 from app.runtime import current_runtime
 from app.services.operations.failure import OperationFailed
+from app.services.operations.restore.restore import note_released
 
 
 @jobs.command()
@@ -51,6 +52,7 @@ def release_hold(*, catch_up: CatchUp, as_json: bool) -> None:
     The moments that fell into the hold are all missed (skip), or the last one of each job runs and the others are
     coalesced into it (run-latest), or all of them run (run-all). Those that are on record already stay as they are.
     """
+    note_released(current_runtime().settings)
     try:
         caught = current_runtime().ledger.release_hold(catch_up)
     except TooMuchToCatchUp as error:

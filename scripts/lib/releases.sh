@@ -267,7 +267,7 @@ count_of() {
 
 # Every container of the release that Compose means, as many as before, all healthy. Fails when that cannot be had.
 replace_all() {
-  local service services count
+  local service services count found
   local -a old seen=() scale=() all
   services=$(compose config --services) || return 1
   for service in "${DOUBLED[@]}" "${SINGLE[@]}" $services; do
@@ -276,7 +276,9 @@ replace_all() {
     count=$(count_of "$service")
     [[ -n $count ]] || continue
     scale+=(--scale "$service=$count")
-    mapfile -t old < <(outdated_containers "$service")
+    found=$(outdated_containers "$service") || return 1
+    old=()
+    [[ -z $found ]] || mapfile -t old <<< "$found"
     ((${#old[@]} == 0)) || replace_containers "$service" "$count" "${old[@]}" || return 1
   done
   # What an interruption left stopped, what is new in this release, and what is no longer in it.

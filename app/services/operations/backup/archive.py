@@ -69,14 +69,16 @@ def is_incoming(settings: Settings, path: Path) -> bool:
     return path.parent == restores_folder(settings) and path.name.startswith(_INCOMING)
 
 
+def forget_received(settings: Settings, path: Path) -> None:
+    """Removes a backup that came in for a restore; OperationFailed for any other folder."""
+    if not is_incoming(settings, path):
+        raise OperationFailed(f"{path} is no backup that was taken in for a restore; nothing was removed")
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def forget_stale(settings: Settings) -> None:
     """Removes what came in for a restore that never took place, some time ago."""
-    forget_received(settings, older_than=_STALE_AFTER)
-
-
-def forget_received(settings: Settings, *, older_than: timedelta = timedelta(0)) -> None:
-    """Removes what came in for a restore."""
-    oldest = (utc_now() - older_than).timestamp()
+    oldest = (utc_now() - _STALE_AFTER).timestamp()
     for path in restores_folder(settings).glob(f"{_INCOMING}*"):
         if path.stat().st_mtime < oldest:
             shutil.rmtree(path, ignore_errors=True)  # another restore may be removing it at the same time

@@ -90,7 +90,7 @@ CATALOGUE: Mapping[str, Kind] = {
     "store-newer": Kind(
         "error",
         "A newer release wrote it, and this one cannot use it.",
-        "scripts/upgrade.sh",
+        "scripts/upgrade.sh VERSION",
         "upgrade-and-rollback",
     ),
     "store-locked": Kind(

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ _LOCK = "restore"
 _LOCK_TEXT = "the stores, to restore a backup into them"
 _LOCK_WITHIN_S = 60.0
 """How long a restore waits for another one: its script may have been killed, and it still be at work."""
+_STORE_FAILURES = (OSError, sqlite3.Error, SQLAlchemyError)
 _ALONE_WITHIN_S = HEARTBEAT_FRESH_S + 5.0
 """How long a restore waits for processes that are just ending."""
 _PAUSE_S = 0.2
@@ -157,6 +159,13 @@ def check_restorable(path: Path) -> Backup:
                 " Nothing was changed"
             )
     return backup
+
+
+def note_released(settings: Settings) -> None:
+    """A hold is about to end: where a restore put it, and was interrupted before it said so, that restore is done."""
+    present = _present_restore(settings)
+    if present is not None and not present.is_done:
+        _write_record(settings, present.model_copy(update={"is_done": True}))
 
 
 def backup_to_undo(settings: Settings) -> Path:
@@ -273,10 +282,12 @@ def _as_operation_failure() -> Iterator[None]:
     """A full disk, a lost server: told in one line. What was there before is untouched."""
     try:
         yield
-    except (OSError, sqlite3.Error) as error:
-        raise OperationFailed(f"the backup could not be restored: {error}; nothing was changed") from error
-    except SQLAlchemyError as error:
-        raise OperationFailed(f"the backup could not be restored: {cause_of(error)}; nothing was changed") from error
+    except _STORE_FAILURES as error:
+        raise OperationFailed(f"the backup could not be restored: {_words_of(error)}; nothing was changed") from error
+
+
+def _words_of(error: Exception) -> str:
+    return cause_of(error) if isinstance(error, SQLAlchemyError) else str(error)
 
 
 # Alone
@@ -461,6 +472,7 @@ def _due_in(file: Path) -> list[DueMoments]:
 
 
 def _put_in_place(settings: Settings, files: Mapping[Store, Path], record: Record, tell: Tell) -> None:
+    """The job store comes last: its hold says that all is restored."""
     replacements: list[Replacement] = []
     servers: dict[str, list[Store]] = {}
     for store in STORE_NAMES:
@@ -471,11 +483,23 @@ def _put_in_place(settings: Settings, files: Mapping[Store, Path], record: Recor
         else:
             aside = Path(record.aside) if record.aside and record.before is None else None
             replacements.append(Replacement(staged=files[store], live=live, aside=aside))
-    for url, stores in servers.items():
-        _copy_to_server(url, {store: files[store] for store in stores}, tell)
-        failpoints.reach("restore.half")
+    steps: list[Callable[[], None]] = []
     if replacements:
-        swap(settings, replacements)
+        steps.append(lambda: swap(settings, replacements))
+    for url, stores in servers.items():
+        staged = {store: files[store] for store in stores}
+        step = partial(_copy_to_server, url, staged, tell)
+        steps.insert(len(steps) if "jobstore" in stores else 0, step)
+    for number, put in enumerate(steps):
+        try:
+            put()
+        except _STORE_FAILURES as error:
+            if number == 0:
+                raise
+            raise OperationFailed(
+                f"the app's own database is restored, the job store is not: {_words_of(error)}; run the restore again"
+            ) from error
+        failpoints.reach("restore.half")
 
 
 def _copy_to_server(url: str, files: Mapping[Store, Path], tell: Tell) -> None:
