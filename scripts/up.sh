@@ -6,6 +6,8 @@ set -Eeuo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=scripts/lib/releases.sh
 source "$ROOT/scripts/lib/releases.sh"
+# shellcheck source=scripts/lib/connections.sh
+source "$ROOT/scripts/lib/connections.sh"
 
 readonly FREE_DISK_MB=2048 # images, their build cache, and room for the first weeks of runs
 readonly HEALTHY_WITHIN_S=180
@@ -271,6 +273,7 @@ main() {
   use_certificate
 
   ensure_engine "$may_install"
+  release_left_connections
   refuse_another_shape
   check_port HTTP_PORT "$port"
   [[ -z $(setting TLS_DIR) ]] || check_port HTTPS_PORT "$(setting HTTPS_PORT 443)"

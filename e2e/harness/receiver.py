@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import socket
 import threading
@@ -18,7 +19,9 @@ import docker
 
 def bridge_address() -> str:
     """The address of this machine that every container of its engine reaches."""
-    return str(docker.from_env().networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"])
+    (network, *_) = docker.from_env().networks.get("bridge").attrs["IPAM"]["Config"]
+    # Until it is started for the second time, the engine does not name it: then it is the network's first one.
+    return str(network.get("Gateway") or next(ipaddress.ip_network(network["Subnet"]).hosts()))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 # Replacing the containers of a running stack. Of what there are several, a new one is healthy before an old one goes.
 # shellcheck shell=bash
 
+# shellcheck source=scripts/lib/connections.sh
+source "$ROOT/scripts/lib/connections.sh"
+
 # shellcheck disable=SC2034 # in the order of replacing: what others need comes late
 readonly DOUBLED=(worker scheduler web) SINGLE=(valkey postgres nginx whalefall)
 readonly REPLACED_WITHIN_S=120
-
-held_port=
 
 # Every container of a service, also those that do not run.
 all_containers_of() {
@@ -121,45 +122,5 @@ wait_until_nginx_answers() {
   until docker exec "$1" healthcheck.sh > /dev/null 2>&1; do
     ((SECONDS < deadline)) || break # whoever waits for it to be healthy says why
     sleep 0.1
-  done
-}
-
-# Connections are held (and must be released by a trap of the script) while nginx is away:
-# a first packet that gets no answer is sent again after a second; one that is refused is a failed request.
-hold_connections() {
-  local port
-  port=$(compose port nginx 8080) || return 0 # there is no nginx yet whose connections could be held
-  port=${port##*:}
-  if ! is_root || ! has iptables; then
-    warn "new connections are refused while nginx is replaced: holding them back needs root and iptables"
-    return
-  fi
-  held_port=$port
-  change_filter --insert
-}
-
-release_connections() {
-  [[ -n $held_port ]] || return 0
-  change_filter --delete
-  held_port=
-}
-
-# What a script that was killed still holds back.
-release_left_connections() {
-  is_root && has iptables || return 0
-  local port chain
-  port=$(setting HTTP_PORT 80)
-  for chain in PREROUTING OUTPUT; do
-    while iptables --wait --table raw --delete "$chain" --protocol tcp --dport "$port" --syn --jump DROP 2> /dev/null; do
-      step "accepting the connections to port $port again, which an interrupted script had held back"
-    done
-  done
-}
-
-change_filter() {
-  local chain
-  for chain in PREROUTING OUTPUT; do
-    iptables --wait --table raw "$1" "$chain" --protocol tcp --dport "$held_port" --syn --jump DROP ||
-      warn "iptables did not $1 the rule in $chain"
   done
 }

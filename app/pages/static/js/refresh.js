@@ -5,6 +5,11 @@ import { goToLogin } from "./http.js";
 let running = null;
 let following = null;
 
+/** Buttons that only a script can answer are off until it is there: a click before that would be lost without a word. */
+export function enableButtons(page) {
+  for (const button of page.querySelectorAll("button[data-scripted]")) button.disabled = false;
+}
+
 function replacePart(old, fresh) {
   if (old.outerHTML === fresh.outerHTML) return;
   const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
@@ -30,6 +35,7 @@ async function fetchAndReplace() {
   }
   if (!response.ok) return;
   const page = new DOMParser().parseFromString(await response.text(), "text/html");
+  enableButtons(page);
   for (const old of document.querySelectorAll("[data-live]")) {
     const fresh = page.getElementById(old.id);
     if (fresh) replacePart(old, document.adoptNode(fresh));

@@ -483,6 +483,7 @@ def test_changed_since(world: World) -> None:
 def test_a_day_with_a_gap(world: World) -> None:
     day = (world.due - 24 * HOUR).replace(hour=0)
     world.add(trigger={"type": "cron", "hour": "6,12,18", "timezone": "UTC"}, max_instances=1)
+    world.write(created_at=to_us(day - HOUR), updated_at=to_us(day - HOUR))
     for hour in (6, 18):
         world.write(next_run_time=to_us(day + hour * HOUR))
         world.run(day + hour * HOUR)
