@@ -263,7 +263,8 @@ def test_prometheus_reads_them_and_sends_an_alert(stack: Stack, prometheus: Prom
         "runbook": "runbooks/job-did-not-fire.md",
     }
     assert not prometheus.query('ALERTS{alertname="WhalefallDown"}')
-    log = [json.loads(line) for line in stack.compose("logs", "--no-log-prefix", "prometheus").splitlines()]
+    (container,) = stack.containers_of("prometheus")
+    log = [json.loads(line) for line in container.logs().decode().splitlines()]
     assert {entry["program"] for entry in log} == {"prometheus"}
     assert not any(entry["message"].startswith(("ts=", "time=")) for entry in log), "its own form is read"
 

@@ -330,6 +330,34 @@ def test_postgres_holds_all_or_nothing_wherever_it_is_killed(
     engine.dispose()
 
 
+def test_of_two_databases_the_job_store_comes_last(
+    machine: Callable[[Kind], Machine],
+    server: PostgresServer,
+    archives: dict[Kind, bytes],
+    wanted: dict[Store, Contents],
+) -> None:
+    """Its hold says that all is restored; so, killed between the two, it is not taken for done."""
+    restored = machine("postgres")
+    urls: dict[Store, str] = {"jobstore": str(restored.database), "app": server.new_database("app")}
+    restored.environment["DATABASE_URL"] = urls["app"]
+    path = restored.receive(archives["postgres"])
+    killed = restored.flask("restore", path, FAIL_POINTS="restore.half=exit")
+    assert killed.returncode == failpoints.EXIT_STATUS, _said(killed)
+
+    def held(store: Store) -> Contents:
+        engine = create_engine_for(urls[store])
+        try:
+            return contents(engine, store)
+        finally:
+            engine.dispose()
+
+    assert comparable("users", held("app")["users"]) == comparable("users", wanted["app"]["users"])
+    assert held("jobstore")["holds"] == []
+    answer = json.loads(restored.run("restore", path, "--json"))
+    assert not answer["already"]
+    assert_restored({store: held(store) for store in STORES}, wanted)
+
+
 def test_versions_of_the_source_are_in_the_manifest(archives: dict[Kind, bytes], tmp_path: Path) -> None:
     for kind, archive in archives.items():
         folder = unpacked(archive, tmp_path / kind)

@@ -145,7 +145,9 @@ class Sender:
         for waiting in due:
             if self._closed:
                 return
-            if waiting.times and is_all_queued and now - waiting.sent_at < STILL_QUEUED_S:
+            # Others' messages in the queue may hide that this one is gone: in time for its grace, it is sent again.
+            patience = min(STILL_QUEUED_S, waiting.ticket.misfire_grace_time / 3)
+            if waiting.times and is_all_queued and now - waiting.sent_at < patience:
                 waiting.due_at = now + AGAIN_S[0]  # looked at again soon: the queue may lose it yet
                 continue
             self._broker.publish(waiting.ticket, self._owner)

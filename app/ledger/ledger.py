@@ -225,7 +225,9 @@ class Ledger:
                     if job_id in by_id:
                         new = by_id[job_id]
                         enabled = new.is_enabled and (known is None or known["is_enabled"])
-                        _insert_job(connection, new, by=by, now=now, is_enabled=enabled)
+                        # Who was told that it fails is told when it no longer does.
+                        alarming = known is not None and known["is_alarming"]
+                        _insert_job(connection, new, by=by, now=now, is_enabled=enabled, is_alarming=alarming)
             except Exception as error:
                 logger.exception("job %s could not be reloaded", job_id)
                 # Not the statement and its parameters: the reader of the report may know only so much.
@@ -433,7 +435,15 @@ def _stored(value: Any) -> Any:
     return to_json(dict(value)) if isinstance(value, Mapping) else value
 
 
-def _insert_job(connection: Connection, new: NewJob, *, by: str, now: int, is_enabled: bool | None = None) -> bool:
+def _insert_job(
+    connection: Connection,
+    new: NewJob,
+    *,
+    by: str,
+    now: int,
+    is_enabled: bool | None = None,
+    is_alarming: bool = False,
+) -> bool:
     """Whether the job is added; not when its id is taken."""
     values = {name: _stored(getattr(new, name)) for name in SETTINGS}
     values["name"] = new.name or new.id
@@ -451,6 +461,7 @@ def _insert_job(connection: Connection, new: NewJob, *, by: str, now: int, is_en
             overrides=json.dumps([] if enabled == new.is_enabled else ["is_enabled"]),
             is_paused=False,
             is_active=True,
+            is_alarming=is_alarming,
             next_run_time=first_moment(trigger, now) if enabled else None,
             revision=1,
             created_by=by,

@@ -3,13 +3,13 @@
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.clock import from_us
@@ -133,9 +133,11 @@ def beat(
     connection.execute(dialect.insert(nodes).values(**fixed, **changing).on_conflict_do_nothing())
 
 
-def list_nodes(connection: Connection) -> list[Node]:
-    """All nodes on record, the newest first."""
+def list_nodes(connection: Connection, *, living_or: Collection[str] | None = None) -> list[Node]:
+    """All nodes on record, the newest first; with `living_or` only those that are not known to be gone, and these."""
     query = select(nodes).order_by(nodes.c.started_at.desc())
+    if living_or is not None:
+        query = query.where(or_(nodes.c.state.in_(LIVING), nodes.c.node_id.in_(living_or)))
     return [node_from_row(row) for row in connection.execute(query).mappings()]
 
 

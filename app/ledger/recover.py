@@ -97,7 +97,7 @@ def find_suspects(connection: Connection, *, me: str, silence: Silence, lost_aft
     # The owners first: whoever owns a run has had its row in `nodes` before, so that one without it is really gone.
     # The other way round, a node that begins between the two would seem so.
     owners = connection.execute(select(runs.c.owner).where(IS_ACTIVE, runs.c.owner != me).distinct()).scalars().all()
-    known = {node.node_id: node for node in list_nodes(connection) if node.node_id != me}
+    known = {node.node_id: node for node in list_nodes(connection, living_or=owners) if node.node_id != me}
     silent_s = silence.observe(known.values())
     suspects = Suspects(
         dead=[node for node in known.values() if node.state in LIVING and is_proof_of_death(node.lock_file)]

@@ -129,6 +129,16 @@ def test_a_full_queue_of_others_does_not_hold_it_back_for_ever(
     wait_until(lambda: (sender.send([ticket()]), broker.sent == ["1", "1"])[1], "the message again")
 
 
+def test_a_full_queue_of_others_does_not_hold_it_back_beyond_its_grace_time(
+    sender: Sender, broker: MemoryBroker
+) -> None:
+    short = replace(ticket(), misfire_grace_time=1)
+    sender.send([short])
+    wait_until(lambda: broker.sent, "the message")
+    broker.queue[:] = [("other", "another", 1)] * 10
+    wait_until(lambda: (sender.send([short]), broker.sent == ["1", "1"])[1], "the message again")
+
+
 def test_what_waits_no_more_is_not_sent_again(
     sender: Sender, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,6 +200,12 @@ class TestDefaults:
         store.ledger.load_defaults([default("a"), default("b")])
         assert not stored(store, "a").is_enabled
 
+    def test_a_reload_does_not_forget_that_a_job_alarms(self, store: Store) -> None:
+        store.ledger.load_defaults([default("a"), default("b")])
+        store.set_job("a", is_alarming=True)
+        store.ledger.reload_defaults([default("a"), default("b")], by="test")
+        assert [store.job(name)["is_alarming"] for name in ("a", "b")] == [True, False]
+
     def test_own_jobs_can_be_restored_after_a_reload(self, store: Store) -> None:
         store.add("mine", kwargs={"x": 1})
         store.ledger.reload_defaults([default()], by="test")
