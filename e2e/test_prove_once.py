@@ -203,7 +203,7 @@ def conclude(stack: Stack, drill: str) -> dict[str, Any]:
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(one: Stack) -> None:
     outcome = run_script(SCRIPT, "--dry-run", "--json", "--jobs", "3", environment=environment_of(one))
-    plan = {"dry_run": True, "minutes": 5, "jobs": 3, "executor": "default", "faults": ["kill", "freeze"]}
+    plan = {"dry_run": True, "minutes": "5", "jobs": "3", "executor": "default", "faults": "kill,freeze"}
     assert (outcome.code, json.loads(outcome.stdout)) == (0, plan)
     words = run_script(SCRIPT, "--dry-run", environment=environment_of(one)).stdout
     assert "one of: kill,freeze.\nNothing was changed." in words

@@ -110,7 +110,7 @@ main() {
   local -a form=()
   if $dry_run; then
     find_busiest
-    echo "would kill $(title_of "$target") ($node): $busy"
+    tell_plan target "$(title_of "$target")" node "$node" busy "$busy" <<< "would kill $(title_of "$target") ($node): $busy"
     return
   fi
   confirm "Kill the busiest of $(containers_of "$SERVICE" | wc -l) scheduler containers of the stack $(project_name)?"

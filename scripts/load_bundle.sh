@@ -115,7 +115,10 @@ main() {
   id=$(bundle_field id "$bundle")
   count=$(bundle_field image "$bundle" | wc -l)
   if $dry_run; then
-    printf 'Would load %s images of the release %s.\nNothing was changed.\n' "$count" "$id"
+    tell_plan id "$id" images "$count" <<EOT
+Would load $count images of the release $id.
+Nothing was changed.
+EOT
     return
   fi
   take_lock

@@ -110,7 +110,7 @@ main() {
   ((${#names[@]})) || mapfile -t names < <(printf '%s\n' localhost 127.0.0.1 "$(hostname)" | sort -u)
   has openssl || die "openssl is not installed here; apt-get install openssl"
   if $dry_run; then
-    step "would make $folder/tls.crt and tls.key for ${names[*]}, valid for $days days; nothing was changed"
+    tell_plan folder "$folder" names "${names[*]}" days "$days" <<< "Would make $folder/tls.crt and tls.key for ${names[*]}, valid for $days days. Nothing was changed."
     return
   fi
   [[ ! -e $folder/tls.crt && ! -e $folder/tls.key ]] || confirm "$folder holds a certificate. Replace it?"

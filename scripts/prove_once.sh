@@ -218,19 +218,6 @@ clean_up() {
   exit "$status"
 }
 
-tell_plan() {
-  local IFS=,
-  if $as_json; then
-    local quoted
-    printf -v quoted '"%s",' "${kinds[@]}"
-    printf '{"dry_run": true, "minutes": %s, "jobs": %s, "executor": "%s", "faults": [%s]}\n' \
-      "$minutes" "$jobs" "$executor" "${quoted%,}"
-  else
-    printf 'Would run %s probes every second for %s minutes, and about twice a minute do one of: %s.\nNothing was changed.\n' \
-      "$jobs" "$minutes" "${kinds[*]}"
-  fi
-}
-
 copy_report() {
   local file
   for file in report.html report.json; do
@@ -249,7 +236,11 @@ main() {
   [[ $(shape) != ha ]] || require_healthy postgres
   [[ $executor != celery || $(shape) != ha ]] || require_healthy worker
   if $dry_run; then
-    tell_plan
+    local IFS=,
+    tell_plan minutes "$minutes" jobs "$jobs" executor "$executor" faults "${kinds[*]}" <<EOT
+Would run $jobs probes every second for $minutes minutes, and about twice a minute do one of: ${kinds[*]}.
+Nothing was changed.
+EOT
     return
   fi
   faults_file=$(mktemp)

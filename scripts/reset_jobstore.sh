@@ -143,13 +143,6 @@ EOT
   echo "Nothing was changed."
 }
 
-# A text as JSON; an empty one is null.
-json_text() {
-  local text=${1//\\/\\\\}
-  text=${text//\"/\\\"}
-  if [[ -n $text ]]; then printf '"%s"' "$text"; else printf 'null'; fi
-}
-
 report() {
   if $as_json; then
     printf '{"soft": %s, "aside": %s, "backup": %s, "export": %s, "history": %s, "applied": %s}\n' "$soft" \

@@ -85,8 +85,10 @@ main() {
   choose_releases
   check_schema
   if $dry_run; then
-    printf 'Would take the stack %s (shape %s) back from %s to %s, which can work with the databases.\nNothing was changed.\n' \
-      "$(project_name)" "$(shape)" "$from" "$to"
+    tell_plan from "$from" to "$to" <<EOT
+Would take the stack $(project_name) (shape $(shape)) back from $from to $to, which can work with the databases.
+Nothing was changed.
+EOT
     return
   fi
   confirm "Take the stack $(project_name) back from $from to $to?"

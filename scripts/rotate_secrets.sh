@@ -214,14 +214,16 @@ verify() {
 }
 
 show_plan() {
-  local name service
-  for name in "${names[@]}"; do
-    echo "would rotate $name ($(file_of "$name"))"
-  done
-  needs_replacing || return 0
-  for service in $(services_of_app); do
-    echo "would replace $(containers_of "$service" | wc -l) of $service"
-  done
+  local name service services=''
+  ! needs_replacing || services=$(services_of_app | paste -s -d ' ')
+  {
+    for name in "${names[@]}"; do
+      echo "would rotate $name ($(file_of "$name"))"
+    done
+    for service in $services; do
+      echo "would replace $(containers_of "$service" | wc -l) of $service"
+    done
+  } | tell_plan secrets "${names[*]}" services "$services"
 }
 
 # Each word as a JSON string, with commas between.

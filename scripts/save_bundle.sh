@@ -112,8 +112,10 @@ main() {
   [[ $file == - || -d $(dirname "$file") && -w $(dirname "$file") && ! -d $file ]] ||
     die "$file cannot be written; accepted: a file in a folder that exists and can be written, or -"
   if $dry_run; then
-    printf 'Would write %s: the release %s with the images of the shape %s, for %s.\nNothing was written.\n' \
-      "$file" "$id" "$shape" "$architecture"
+    tell_plan file "$file" id "$id" shape "$shape" architecture "$architecture" <<EOT
+Would write $file: the release $id with the images of the shape $shape, for $architecture.
+Nothing was written.
+EOT
     return
   fi
   cd "$ROOT"

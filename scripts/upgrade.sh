@@ -187,7 +187,7 @@ running_services() {
 }
 
 show_plan() {
-  cat <<EOT
+  tell_plan from "$1" to "$2" services "$(running_services)" <<EOT
 Would upgrade the stack $(project_name) (shape $(shape)) from $1 to $2:
   keep the images and files of $1
   back up both databases, verify

@@ -16,18 +16,9 @@ finding() {
   found_text+=("$(printf '%-7s %s: %s\n        means: %s\n        next:  %s\n        more:  %s' \
     "${severity^^}" "$id" "$what" "$means" "$command" "$page")")
   found_json+=("$(printf '{"id": "%s", "severity": "%s", "what": "%s", "means": "%s", "command": "%s", "runbook": "%s"}' \
-    "$id" "$severity" "$(json_text "$what")" "$(json_text "$means")" "$(json_text "$command")" "$page")")
+    "$id" "$severity" "$(json_escaped "$what")" "$(json_escaped "$means")" "$(json_escaped "$command")" "$page")")
   # shellcheck disable=SC2034 # as above
   [[ $severity == note ]] || found_worst=$severity
-}
-
-# A text as it stands between the quotes of a JSON string.
-json_text() {
-  local text=${1//\\/\\\\}
-  text=${text//\"/\\\"}
-  text=${text//$'\n'/\\n}
-  text=${text//$'\t'/ }
-  printf '%s' "$text" | LC_ALL=C tr -d '\000-\037\177'
 }
 
 # --- the engine and the settings -------------------------------------------------------------------------------------

@@ -19,6 +19,34 @@ parse_common_option() {
   esac
 }
 
+# json_escaped TEXT: as it may stand between the quotes of JSON.
+json_escaped() {
+  local text=${1//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//$'\n'/\\n}
+  text=${text//$'\t'/ }
+  printf '%s' "$text" | LC_ALL=C tr -d '\000-\037\177'
+}
+
+# json_text TEXT: as a string of JSON; null when it is empty.
+json_text() {
+  if [[ -n $1 ]]; then printf '"%s"' "$(json_escaped "$1")"; else printf 'null'; fi
+}
+
+# tell_plan [NAME VALUE]...: what --dry-run comes to. With --json an object of these, otherwise the words on standard input.
+tell_plan() {
+  if ! $as_json; then
+    cat
+    return
+  fi
+  local object='{"dry_run": true'
+  while (($#)); do
+    object+=", \"$1\": $(json_text "$2")"
+    shift 2
+  done
+  printf '%s}\n' "$object"
+}
+
 # confirm QUESTION: unless --yes was said; dies where nobody can be asked.
 confirm() {
   $confirmed && return
