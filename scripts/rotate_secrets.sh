@@ -214,16 +214,16 @@ verify() {
 }
 
 show_plan() {
-  local name service services=''
-  ! needs_replacing || services=$(services_of_app | paste -s -d ' ')
+  local name service in_turn=''
+  ! needs_replacing || in_turn=$(services_of_app | paste -s -d ' ')
   {
     for name in "${names[@]}"; do
       echo "would rotate $name ($(file_of "$name"))"
     done
-    for service in $services; do
+    for service in $in_turn; do
       echo "would replace $(containers_of "$service" | wc -l) of $service"
     done
-  } | tell_plan secrets "${names[*]}" services "$services"
+  } | tell_plan secrets "${names[*]}" services "$in_turn"
 }
 
 # Each word as a JSON string, with commas between.
