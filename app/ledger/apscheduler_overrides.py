@@ -622,11 +622,14 @@ class LedgerScheduler(BackgroundScheduler):
                     hand_back(connection, me=self.node_id)
                 if beat_due:
                     self._beat(connection, now, self._node_state)
-                failpoints.reach("claim.written")
+                # Not at a mere heartbeat: so a claim that is to fail is one.
+                if claimed.tickets or claimed.folded:
+                    failpoints.reach("claim.written")
         except BaseException:
             self._adopt = True  # a commit whose fate is unknown may have left this node runs
             raise
-        failpoints.reach("claim.committed")
+        if claimed.tickets or claimed.folded:
+            failpoints.reach("claim.committed")
         self._dispatch(claimed.tickets, now)
         self._dispatcher.stop(cancelled, "cancel")
         if beat_due:

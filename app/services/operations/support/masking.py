@@ -24,7 +24,7 @@ _PLAIN = frozenset(string.ascii_letters + string.digits + "-._~")
 
 _WORD = (
     r"(?:passw(?:or)?d|pwd|passphrase|secret|token|api[_-]?key|access[_-]?key|credential|private[_-]?key|webhook|"
-    r"ping_url|authorization|csrf)"
+    r"ping_url|authorization|csrf|[_-]pass(?!\w)|[_-]auth(?!\w))"
 )
 _IS_SECRET_NAME = re.compile(rf"[\w.-]*{_WORD}[\w.-]*", re.IGNORECASE)
 _NAMES_A_FILE = re.compile(r"_file$", re.IGNORECASE)

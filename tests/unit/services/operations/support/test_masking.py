@@ -39,6 +39,8 @@ PLANTED = "hunter2/Zz+9"
         '"ping_url": "https://ping.example.org/hunter2/Zz+9"',
         "-----BEGIN PRIVATE KEY-----\nhunter2/Zz+9\n-----END PRIVATE KEY-----",
         "private_key=>hunter2/Zz+9",
+        "DB_PASS=hunter2/Zz+9",
+        "  smtp-auth: hunter2/Zz+9",
     ],
 )
 def test_where_secrets_usually_stand(text: str) -> None:
