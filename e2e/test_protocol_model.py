@@ -11,7 +11,7 @@ import pytest
 
 from e2e.harness.postgres_server import PostgresServer
 from tests.model.histories import SINGLE, Search
-from tests.model.mutants import CONCURRENT_MUTANTS, Mutant
+from tests.model.mutants import CONCURRENT_MUTANTS, CORE_MUTANTS, Mutant
 from tests.model.scenarios import BACKLOG, EDITED, LONG, PLAIN, RETRIED, SCENARIOS, WAITING
 from tests.model.stores import PostgreSQLStore, SQLiteStore
 from tests.model.world import Violation
@@ -85,7 +85,7 @@ def test_many_more_histories_on_sqlite(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("mutant", CONCURRENT_MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", [*CONCURRENT_MUTANTS, *CORE_MUTANTS], ids=lambda mutant: mutant.name)
 def test_a_rule_taken_away_is_missed(search: Callable[..., Search], mutant: Mutant) -> None:
     made = search(unique_fires=mutant.unique_fires)
     with mutant.applied(), pytest.raises(Violation, match=mutant.breaks):

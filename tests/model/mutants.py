@@ -324,6 +324,13 @@ MUTANTS = (
 )
 """Found on every store."""
 
+CORE_MUTANTS = tuple(
+    mutant
+    for mutant in MUTANTS
+    if mutant.name in ("no unique key on the fires", "no epoch in the start's door", "advance, commit, insert")
+)
+"""The rules that the promise rests on: sought on PostgreSQL too."""
+
 CONCURRENT_MUTANTS = (
     Mutant("runs are called lost without a lock", _unlocked_losses, _by_overlaps, "was on record"),
     Mutant(

@@ -44,6 +44,7 @@ def test_every_claimed_run_starts_once(ha_stack: Stack, fleet_probes: Probes, ho
         watch.heal()
         assert ends.ended()["outcome"] == "success"
     watch.check()
+    assert watch.verdict.outcomes["lost"] == watch.verdict.outcomes["missed"] == 0, watch.verdict
     assert watch.measurement is not None
     assert watch.measurement.outage is not None
     assert max(watch.lateness()) <= watch.measurement.outage + LIMIT_S, watch.measurement
