@@ -79,6 +79,7 @@ def start_scheduler(app: Flask) -> LedgerScheduler:
         lost_after_s=settings.lost_after_s,
         locks_dir=settings.locks_dir,
         run_in_child=partial(_run_in_child, settings),
+        prepare_child=partial(_prepare_child, settings),
         fleet=fleet,
         code=code_fingerprint(task.name for task in runtime.tasks.all()),
     )
@@ -140,8 +141,21 @@ def _report_old_store(jobstore: Engine) -> None:
 _child_app: Flask | None = None
 
 
+def _prepare_child(settings: Settings) -> None:
+    """Builds the app of a child process, once."""
+    _app_of_child(settings)
+
+
 def _run_in_child(settings: Settings, ticket: Ticket) -> Ending:
-    """Runs a started run in a child process, whose app is built for its first run."""
+    """Runs a started run in a child process."""
+    app = _app_of_child(settings)  # again, where it could not be built before: then this says why
+    runtime = runtime_of(app)
+    return execute(
+        ticket, node=runtime.settings.node_name, resolve=runtime.tasks.get, context=app.app_context, alarm=True
+    )
+
+
+def _app_of_child(settings: Settings) -> Flask:
     global _child_app  # noqa: PLW0603 - the process keeps its app over many runs
     if _child_app is None:
         from app import create_app  # noqa: PLC0415 - create_app starts the scheduler, so it imports this module
@@ -150,11 +164,4 @@ def _run_in_child(settings: Settings, ticket: Ticket) -> Ending:
         # An app without a scheduler is the web elsewhere; this one's lines are the scheduler's.
         configure_logging("scheduler", settings.log_level, log_format=settings.log_format, node=settings.node_name)
         capture.install()
-    runtime = runtime_of(_child_app)
-    return execute(
-        ticket,
-        node=runtime.settings.node_name,
-        resolve=runtime.tasks.get,
-        context=_child_app.app_context,
-        alarm=True,
-    )
+    return _child_app

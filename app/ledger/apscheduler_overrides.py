@@ -109,6 +109,8 @@ _PURGE_NODES_S = 3600.0
 _WITHHELD_S = 0.02
 _COMPLAIN_S = 30.0
 _STALLED_AFTER_S = 15.0
+_READY_WITHIN_S = 30.0
+"""A child of the executor `process` that takes longer to come up is killed with its run, when that has a time limit."""
 _RUNNING_SHOWN = 50
 
 
@@ -169,15 +171,30 @@ class LedgerThreads(ThreadPoolExecutor):
 
 
 class _Cell:
-    """One place of the executor `process`: a child process for one run at a time, kept for the next."""
+    """One place of the executor `process`: a child process for one run at a time, kept for the next.
 
-    def __init__(self) -> None:
+    `prepare` is called in the child before its first run.
+    """
+
+    def __init__(self, prepare: Callable[[], object]) -> None:
         # "spawn": a fork would copy the locks of this process's threads as they happen to stand.
         spawn = multiprocessing.get_context("spawn")
-        prepare = partial(prepare_process, os.getpid())
-        self.pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=prepare)
+        self.pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=partial(prepare_process, os.getpid()))
         self.pid = self.pool.submit(os.getpid)
+        self._ready_at: float | None = None
+        self.ready = self.pool.submit(prepare)
+        self.ready.add_done_callback(self._note_ready)
+        self.handed_at = time.monotonic()
         self.killed_for: StopReason | None = None
+
+    def _note_ready(self, _ready: Future[object]) -> None:
+        self._ready_at = time.monotonic()
+
+    def seconds_left(self, limit_s: int) -> float:
+        """How much longer the run in it may take: its time counts from when the child could begin with it."""
+        if self._ready_at is None:
+            return self.handed_at + _READY_WITHIN_S + limit_s - time.monotonic()
+        return max(self.handed_at, self._ready_at) + limit_s - time.monotonic()
 
     def kill(self) -> None:
         """Ends the child; the run in it is told of by its future. Returns at once, also while the child begins."""
@@ -197,8 +214,9 @@ class LedgerProcesses(BasePoolExecutor):
     takes no other run with it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prepare: Callable[[], object]) -> None:
         super().__init__(None)
+        self._prepare = prepare
         self._idle: list[_Cell] = []
         self._busy: dict[str, _Cell] = {}
         self._changing = threading.Lock()
@@ -223,15 +241,26 @@ class LedgerProcesses(BasePoolExecutor):
         self._submit(ticket, run).add_done_callback(done)
 
     def stop_run(self, ticket: Ticket, reason: StopReason) -> None:
-        """Kills the child of a run; the soft limit is the child's own affair (app.ledger.stopping.soft_alarm)."""
+        """Kills the child of a run; the soft limit is the child's own affair (app.ledger.stopping.soft_alarm). A run
+        whose child was not ready at once gets its whole time limit all the same."""
         if reason == "soft":
             return
         with self._changing:
             cell = self._busy.get(ticket.run_id)
-            if cell is not None:
+            if cell is None:
+                return
+            left_s = cell.seconds_left(ticket.time_limit) if reason == "hard" and ticket.time_limit is not None else 0
+            if left_s <= 0:
                 cell.killed_for = reason  # from here on no other run gets into this child
-        if cell is not None:
+        if left_s <= 0:
             cell.kill()
+            return
+        again = partial(self.stop_run, ticket, reason)
+        timer = threading.Timer(left_s, again)
+        timer.daemon = True
+        timer.start()
+        if not cell.ready.done():
+            cell.ready.add_done_callback(lambda _ready: again())
 
     def shutdown(self, wait: bool = True) -> None:
         """Ends the child processes; `wait` lets what runs in them end first."""
@@ -242,11 +271,12 @@ class LedgerProcesses(BasePoolExecutor):
 
     def _submit(self, ticket: Ticket, run: Callable[[Ticket], Ending]) -> Future[Ending]:
         with self._changing:
-            cell = self._idle.pop() if self._idle else _Cell()
+            cell = self._idle.pop() if self._idle else _Cell(self._prepare)
+        cell.handed_at = time.monotonic()
         try:
             future = cell.pool.submit(run, ticket)
         except BrokenProcessPool:  # it died while it was idle: the run never began, and a new child takes it
-            cell = _Cell()
+            cell = _Cell(self._prepare)
             future = cell.pool.submit(run, ticket)
         with self._changing:
             self._busy[ticket.run_id] = cell
@@ -403,7 +433,8 @@ class LedgerScheduler(BackgroundScheduler):
     store_url: the job store; the loop has connections of its own, with shorter timeouts than a request's.
     resolve, context: name -> task, and what a task runs inside (the app's context).
     locks_dir: where the proof of life lies, on the volume that the nodes share; None where they share none.
-    run_in_child: picklable, runs a ticket in a child process of the executor `process`.
+    run_in_child: picklable, runs a ticket in a child process of the executor `process`; prepare_child: called in it
+    before its first run.
     fleet: who carries runs of the executor `celery` to the workers; None where there are none.
     code: a fingerprint of this process's code, so that nodes that differ can be told.
     """
@@ -422,6 +453,7 @@ class LedgerScheduler(BackgroundScheduler):
         lost_after_s: float,
         locks_dir: Path | None,
         run_in_child: Callable[[Ticket], Ending],
+        prepare_child: Callable[[], object] = os.getpid,
         fleet: Fleet | None = None,
         code: str = "",
     ) -> None:
@@ -445,7 +477,7 @@ class LedgerScheduler(BackgroundScheduler):
         self._clock_offset_us = 0  # of this machine's clock against the database's
         self._fleet, self._carry = fleet, False
         threads_executor = LedgerThreads(threads)
-        processes_executor = LedgerProcesses()
+        processes_executor = LedgerProcesses(prepare_child)
         self._dispatcher = Dispatcher(
             node_id=self.node_id,
             node_name=node_name,

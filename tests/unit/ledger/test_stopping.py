@@ -65,6 +65,11 @@ def run_in_child(ticket: Ticket) -> Ending:
     return execute(ticket, node="child", resolve=TASKS.get, context=nullcontext, alarm=True)
 
 
+def come_up_slowly() -> None:
+    """What takes longer in a child than the time limit of its run."""
+    time.sleep(2.5)
+
+
 @pytest.fixture
 def node(store: Store, start_node: Start) -> LedgerScheduler:
     store.tasks.update(TASKS)
@@ -144,6 +149,23 @@ class TestLimits:
         run = ended(store, begin(store, node, "ignore", time_limit=1))
         assert run["outcome"] == "failed"
         assert run["error"].startswith("it reached its time limit of 1 s; it went on to its end")
+
+    def test_a_process_has_its_time_from_when_it_could_begin(self, store: Store, start_node: Start) -> None:
+        store.tasks.update(TASKS)
+        node = start_node(run_in_child=run_in_child, prepare_child=come_up_slowly)
+        assert ended(store, begin(store, node, "ignore", executor="process", time_limit=2))["outcome"] == "success"
+        began = time.monotonic()
+        run = ended(store, begin(store, node, "hang", executor="process", time_limit=1))
+        assert run["outcome"] == "failed"
+        assert "1 s" in run["error"]
+        assert time.monotonic() - began < 10
+
+    def test_a_process_that_is_still_coming_up_can_be_cancelled(self, store: Store, start_node: Start) -> None:
+        store.tasks.update(TASKS)
+        node = start_node(run_in_child=run_in_child, prepare_child=come_up_slowly)
+        run_id = begin(store, node, "hang", executor="process", time_limit=5)
+        store.ledger.cancel_run(run_id, "bob")
+        assert ended(store, run_id)["outcome"] == "cancelled"
 
     def test_a_process_is_killed_at_the_limit(self, store: Store, node: LedgerScheduler) -> None:
         run = ended(store, begin(store, node, "hang", executor="process", time_limit=2))
