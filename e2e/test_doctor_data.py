@@ -147,7 +147,7 @@ def test_a_store_that_a_newer_release_wrote(one: Stack) -> None:
     one.execute("python3", "-c", EXECUTE, "UPDATE jobstore_schema_compatibility SET usable_from = '9998'")
     found = findings(one)["store-newer"]
     assert found["what"] == f"the job store is at schema 9999, this release knows {version}"
-    assert found["command"] == "scripts/upgrade.sh"
+    assert found["command"] == "scripts/upgrade.sh VERSION"
     one.execute("python3", "-c", EXECUTE, f"UPDATE jobstore_schema_version SET version_num = '{version}'")
     assert "store-newer" not in findings(one)
 

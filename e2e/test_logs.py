@@ -127,7 +127,7 @@ def test_what_comes_is_followed(logged: Stack) -> None:
     "arguments",
     [
         ("--run",), ("--run", ""), ("--run", "a", "--job", "b"), ("--since", "yesterday"), ("--since", "2d"), ("x",),
-        ("--yes",), ("--run", "a\nb"),
+        ("--run", "a\nb"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(arguments: tuple[str, ...]) -> None:

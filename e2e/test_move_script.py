@@ -132,7 +132,7 @@ def test_a_running_stack_is_moved_and_brought_back(checkout: Checkout) -> None:
     fires.wait_for_fires()
     verified = operator.run(VERIFY, RUNBOOK)
     assert "problem:" not in verified
-    assert verified.count(", alive, ") >= 2, verified
+    assert "backup_jobstore" in verified, verified
     Client(checkout.base_url).log_in("admin", checkout.secret("admin_password"))
     fires.judge()
 
