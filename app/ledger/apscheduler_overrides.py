@@ -6,15 +6,15 @@ and RELIED_ON name all that this file stands on; a test compares their source wi
 """
 
 import logging
+import math
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -110,7 +110,7 @@ _WITHHELD_S = 0.02
 _COMPLAIN_S = 30.0
 _STALLED_AFTER_S = 15.0
 _READY_WITHIN_S = 30.0
-"""A child of the executor `process` that takes longer to come up is killed with its run, when that has a time limit."""
+"""A child of the executor `process` has so long to come up before the time limit of its run counts all the same."""
 _RUNNING_SHOWN = 50
 
 
@@ -180,30 +180,33 @@ class _Cell:
         # "spawn": a fork would copy the locks of this process's threads as they happen to stand.
         spawn = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=partial(prepare_process, os.getpid()))
-        self.pid = self.pool.submit(os.getpid)
-        self._ready_at: float | None = None
-        self.ready = self.pool.submit(prepare)
-        self.ready.add_done_callback(self._note_ready)
+        self._ready_at = math.inf
+        # Not in the initializer: one that raises breaks the pool, and the run could not say what was wrong.
+        self.pool.submit(prepare).add_done_callback(self._note_ready)
+        # Private, but the only way to a child that hangs before it could tell its process id.
+        (self._child,) = self.pool._processes.values()
         self.handed_at = time.monotonic()
         self.killed_for: StopReason | None = None
 
-    def _note_ready(self, _ready: Future[object]) -> None:
-        self._ready_at = time.monotonic()
+    def _note_ready(self, ready: Future[object]) -> None:
+        if not isinstance(ready.exception(), BrokenProcessPool):
+            self._ready_at = time.monotonic()
+
+    @property
+    def came_up(self) -> bool:
+        """Whether the child is, or was, ready for runs."""
+        return self._ready_at < math.inf
 
     def seconds_left(self, limit_s: int) -> float:
-        """How much longer the run in it may take: its time counts from when the child could begin with it."""
-        if self._ready_at is None:
-            return self.handed_at + _READY_WITHIN_S + limit_s - time.monotonic()
-        return max(self.handed_at, self._ready_at) + limit_s - time.monotonic()
+        """How much longer the run in it may take, at least: its time counts from when the child can begin with it, at
+        the latest from _READY_WITHIN_S after the hand-over."""
+        begins = min(max(self.handed_at, self._ready_at), self.handed_at + _READY_WITHIN_S)
+        # A child that is not ready may be so the next moment.
+        return min(limit_s, begins + limit_s - time.monotonic())
 
     def kill(self) -> None:
         """Ends the child; the run in it is told of by its future. Returns at once, also while the child begins."""
-        self.pid.add_done_callback(_kill)
-
-
-def _kill(pid: Future[int]) -> None:
-    with suppress(ProcessLookupError, BrokenProcessPool):  # it is gone already
-        os.kill(pid.result(), signal.SIGKILL)
+        self._child.kill()
 
 
 class LedgerProcesses(BasePoolExecutor):
@@ -234,33 +237,28 @@ class LedgerProcesses(BasePoolExecutor):
             elif not isinstance(error, BrokenProcessPool):
                 end(Ending("failed", duration, f"{type(error).__name__}: {error}", ""))
             elif cell.killed_for is not None:
-                end(killed_ending(ticket, cell.killed_for, duration))
+                end(killed_ending(ticket, cell.killed_for, duration, came_up=cell.came_up))
             else:
                 end(Ending("lost", duration, None, "", "the process that ran it died"))
 
         self._submit(ticket, run).add_done_callback(done)
 
-    def stop_run(self, ticket: Ticket, reason: StopReason) -> None:
-        """Kills the child of a run; the soft limit is the child's own affair (app.ledger.stopping.soft_alarm). A run
-        whose child was not ready at once gets its whole time limit all the same."""
+    def stop_run(self, ticket: Ticket, reason: StopReason) -> float | None:
+        """Kills the child of a run; the soft limit is the child's own affair (app.ledger.stopping.soft_alarm). Of a
+        time limit that is not over, because the child was not ready at once: after how many seconds to try again."""
         if reason == "soft":
-            return
+            return None
         with self._changing:
             cell = self._busy.get(ticket.run_id)
             if cell is None:
-                return
-            left_s = cell.seconds_left(ticket.time_limit) if reason == "hard" and ticket.time_limit is not None else 0
-            if left_s <= 0:
-                cell.killed_for = reason  # from here on no other run gets into this child
-        if left_s <= 0:
-            cell.kill()
-            return
-        again = partial(self.stop_run, ticket, reason)
-        timer = threading.Timer(left_s, again)
-        timer.daemon = True
-        timer.start()
-        if not cell.ready.done():
-            cell.ready.add_done_callback(lambda _ready: again())
+                return None
+            if reason == "hard" and ticket.time_limit is not None:
+                left_s = cell.seconds_left(ticket.time_limit)
+                if left_s > 0:
+                    return left_s
+            cell.killed_for = reason  # from here on no other run gets into this child
+        cell.kill()
+        return None
 
     def shutdown(self, wait: bool = True) -> None:
         """Ends the child processes; `wait` lets what runs in them end first."""

@@ -42,8 +42,9 @@ _LATENESS_KEPT = 1000
 
 Submit = Callable[[Ticket, Callable[[Ending], None]], None]
 """Hands a started run to an executor; the callback takes its ending, in any thread."""
-Stop = Callable[[Ticket, StopReason], None]
-"""Asks a run in the executor to stop, or makes it, as the executor can. Returns at once."""
+Stop = Callable[[Ticket, StopReason], float | None]
+"""Asks a run in the executor to stop, or makes it, as the executor can. Returns at once; of a time limit that is not
+over by the executor's own count, which may begin after the start on record, after how many seconds to try again."""
 
 _Entry = tuple[int, int, int, Ticket]
 """A claimed run in a heap: the most urgent first, then the earliest."""
@@ -231,10 +232,15 @@ class Dispatcher:
         for ticket in tickets:
             self._stop_run(ticket, reason)
 
-    def _stop_run(self, ticket: Ticket, reason: StopReason) -> None:
+    def _stop_run(self, ticket: Ticket, reason: StopReason) -> float | None:
         lane = self._lanes.get(self._lane_of(ticket))
-        if lane is not None:
-            lane.stop(ticket, reason)
+        return None if lane is None else lane.stop(ticket, reason)
+
+    def _enforce(self, ticket: Ticket, reason: StopReason) -> None:
+        left_s = self._stop_run(ticket, reason)
+        if left_s is not None:
+            with self._changed:
+                heapq.heappush(self._limits, (time.monotonic() + left_s, next(self._order), ticket, reason))
 
     def _lane(self, ticket: Ticket) -> _Lane:
         # Without an executor of that name here, the default lane's run says so in its ending.
@@ -269,7 +275,7 @@ class Dispatcher:
                     self._changed.wait(self._patience())
                 self._recording = batch is not None
             for ticket, reason in overdue:
-                self._stop_run(ticket, reason)
+                self._enforce(ticket, reason)
             if batch is not None:
                 self._process(batch)
 

@@ -139,11 +139,13 @@ def stop_message(reason: StopReason | None, ticket: Ticket) -> str:
 CANCELLED = "it was cancelled"
 
 
-def killed_ending(ticket: Ticket, reason: StopReason, duration: int) -> Ending:
-    """How a run ended whose process was killed for `reason` after `duration` microseconds."""
+def killed_ending(ticket: Ticket, reason: StopReason, duration: int, *, came_up: bool = True) -> Ending:
+    """How a run ended whose process was killed for `reason` after `duration` microseconds. `came_up`: the process could
+    begin with the task."""
+    killed = "its process was killed" if came_up else "its process was killed before it had come up"
     if reason == "cancel":
-        return Ending("cancelled", duration, None, "", f"{CANCELLED}; its process was killed")
-    return Ending("failed", duration, f"{stop_message(reason, ticket)}; its process was killed", "")
+        return Ending("cancelled", duration, None, "", f"{CANCELLED}; {killed}")
+    return Ending("failed", duration, f"{stop_message(reason, ticket)}; {killed}", "")
 
 
 def yield_to_others() -> None:

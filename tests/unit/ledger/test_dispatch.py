@@ -53,6 +53,7 @@ class Bench:
     failures: list[Exception] = field(default_factory=list)
     outage: bool = False
     stops: list[tuple[str, StopReason]] = field(default_factory=list)
+    more_time: list[float] = field(default_factory=list)  # what the executor answers to the next requests to stop
     transactions: int = 0
 
     def dispatcher(self, places: int = 64) -> Dispatcher:
@@ -75,8 +76,9 @@ class Bench:
         self.ends[given.run_id] = end
         self.submitted.append(given)
 
-    def _stop(self, given: Ticket, reason: StopReason) -> None:
+    def _stop(self, given: Ticket, reason: StopReason) -> float | None:
         self.stops.append((given.run_id, reason))
+        return self.more_time.pop() if self.more_time else None
 
     def _adopt(self) -> None:
         self.adoptions += 1
@@ -243,6 +245,21 @@ def test_an_attempt_waits_by_the_databases_clock(bench: Bench) -> None:
     dispatcher.add([replace(ticket(1), not_before=NOW + hour_us + 5_000_000)], now=NOW + hour_us)
     ((until, _, _),) = dispatcher._postponed
     assert 0 < until - time.monotonic() <= 5
+
+
+def test_a_limit_that_the_executor_finds_not_over_is_tried_again_when_it_says(
+    store: Store, bench: Bench, dispatcher: Dispatcher
+) -> None:
+    bench.more_time = [0.6]
+    taken = claimed(store, time_limit=1)
+    dispatcher.add([taken], now=NOW)
+    wait_until(lambda: bench.stops, "the first request")
+    asked_at = time.monotonic()
+    wait_until(lambda: len(bench.stops) > 1, "the second request")
+    assert time.monotonic() - asked_at > 0.5
+    assert bench.stops == [(taken.run_id, "hard")] * 2
+    time.sleep(0.1)
+    assert len(bench.stops) == 2, "the executor did not ask for a third"
 
 
 def test_limits_of_runs_that_ended_long_before_are_not_kept(bench: Bench) -> None:

@@ -10,9 +10,17 @@ from typing import Any
 
 import pytest
 
+from app import create_app
 from app.errors import NotFound, ValidationError
-from app.ledger import Ending, LedgerScheduler, RunContext, Ticket, execute
+from app.ledger import Ending, LedgerScheduler, RunContext, Ticket, apscheduler_overrides, execute
+from app.ledger.execution import prepare_process
 from app.ledger.stopping import RunStopped, SoftTimeLimitExceeded, StopSignal
+from app.runtime import runtime_of
+from app.scheduler import stop_scheduler
+from app.services.scheduler.scheduler_actions_service import SchedulerActionsService
+from app.services.scheduler.scheduler_job_write_service import SchedulerJobWriteService
+from app.services.scheduler.scheduler_runs_read_service import SchedulerRunsReadService
+from app.settings import Settings
 
 from .conftest import START, SampleTask, Store, wait_until
 
@@ -68,6 +76,22 @@ def run_in_child(ticket: Ticket) -> Ending:
 def come_up_slowly() -> None:
     """What takes longer in a child than the time limit of its run."""
     time.sleep(2.5)
+
+
+def start_slowly(parent: int) -> None:
+    """In the place of a child's first steps: a machine on which they take longer than the time limit of a run."""
+    prepare_process(parent)
+    time.sleep(2.5)
+
+
+def never_come_up(parent: int) -> None:
+    """In the place of a child's first steps, long before it could tell its process id."""
+    time.sleep(60)
+
+
+def broken() -> None:
+    """An app that cannot be built."""
+    raise LookupError("no app today")
 
 
 @pytest.fixture
@@ -160,12 +184,57 @@ class TestLimits:
         assert "1 s" in run["error"]
         assert time.monotonic() - began < 10
 
+    def test_a_process_that_starts_slowly_takes_nothing_from_its_tasks_time(
+        self, store: Store, node: LedgerScheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(apscheduler_overrides, "prepare_process", start_slowly)
+        assert ended(store, begin(store, node, "ignore", executor="process", time_limit=2))["outcome"] == "success"
+
+    def test_a_task_that_is_too_long_is_killed_in_a_process_that_starts_slowly_too(
+        self, store: Store, node: LedgerScheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(apscheduler_overrides, "prepare_process", start_slowly)
+        run = ended(store, begin(store, node, "hang", executor="process", time_limit=1, max_attempts=1))
+        assert (run["outcome"], run["error"]) == ("failed", "it reached its time limit of 1 s; its process was killed")
+        took_s = (run["finished_at"] - run["started_at"]) / 1_000_000
+        assert 3.5 <= took_s < 10
+
     def test_a_process_that_is_still_coming_up_can_be_cancelled(self, store: Store, start_node: Start) -> None:
         store.tasks.update(TASKS)
         node = start_node(run_in_child=run_in_child, prepare_child=come_up_slowly)
         run_id = begin(store, node, "hang", executor="process", time_limit=5)
         store.ledger.cancel_run(run_id, "bob")
         assert ended(store, run_id)["outcome"] == "cancelled"
+
+    def test_a_process_that_never_comes_up_is_killed_all_the_same(
+        self, store: Store, node: LedgerScheduler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(apscheduler_overrides, "prepare_process", never_come_up)
+        monkeypatch.setattr(apscheduler_overrides, "_READY_WITHIN_S", 1.0)
+        run = ended(store, begin(store, node, "ignore", executor="process", time_limit=1))
+        assert run["outcome"] == "failed"
+        assert run["error"] == "it reached its time limit of 1 s; its process was killed before it had come up"
+        cancelled = begin(store, node, "hang", executor="process")
+        store.ledger.cancel_run(cancelled, "bob")
+        assert ended(store, cancelled)["outcome"] == "cancelled"
+        monkeypatch.setattr(apscheduler_overrides, "prepare_process", prepare_process)
+        assert ended(store, begin(store, node, "look", executor="process", soft_time_limit=1))["outcome"] == "failed"
+
+    def test_an_orderly_stop_waits_for_a_run_whose_process_is_still_coming_up(
+        self, store: Store, start_node: Start
+    ) -> None:
+        store.tasks.update(TASKS)
+        node = start_node(run_in_child=run_in_child, prepare_child=come_up_slowly)
+        begin(store, node, "ignore", executor="process", time_limit=2)
+        assert node.stop(30)
+        assert [run["outcome"] for run in store.runs()] == ["success"]
+
+    def test_a_process_whose_app_cannot_be_built_leaves_it_to_the_run_to_say_so(
+        self, store: Store, start_node: Start
+    ) -> None:
+        store.tasks.update(TASKS)
+        node = start_node(run_in_child=run_in_child, prepare_child=broken)
+        assert ended(store, begin(store, node, "ignore", executor="process", time_limit=30))["outcome"] == "success"
 
     def test_a_process_is_killed_at_the_limit(self, store: Store, node: LedgerScheduler) -> None:
         run = ended(store, begin(store, node, "hang", executor="process", time_limit=2))
@@ -176,6 +245,45 @@ class TestLimits:
         assert (run["outcome"], run["error"]) == ("failed", "it reached its soft time limit of 2 s")
         with store.engine.connect() as connection:
             assert "tidied up" in connection.exec_driver_sql("SELECT log FROM run_logs").scalar_one()
+
+
+SLOW_APP = """
+import multiprocessing
+import time
+
+from app.tasks import task
+
+if multiprocessing.parent_process() is not None:
+    time.sleep(1.5)
+
+
+@task("nap", description="Sleeps")
+def nap(seconds: float):
+    time.sleep(seconds)
+"""
+
+
+def test_the_time_limit_does_not_count_while_a_process_builds_its_app(settings: Settings) -> None:
+    settings.scheduler_tasks_file.parent.mkdir(parents=True, exist_ok=True)
+    settings.scheduler_tasks_file.write_text("default_tasks: []\n", encoding="utf-8")
+    settings.tasks_dir.mkdir(parents=True)
+    (settings.tasks_dir / "slow_app.py").write_text(SLOW_APP, encoding="utf-8")
+    runtime = runtime_of(create_app(settings))
+
+    def run(job_id: str, seconds: float) -> Any:
+        job = {"id": job_id, "task": "nap", "kwargs": {"seconds": seconds}, "trigger_type": "cron", "hour": 1}
+        SchedulerJobWriteService(runtime).upsert({**job, "executor": "process", "time_limit": 1})
+        asked = SchedulerActionsService(runtime).start_run(job_id)
+        read = SchedulerRunsReadService(runtime)
+        wait_until(lambda: read.get_run(asked.run_id).finished_at, "its end", timeout_s=30)
+        return read.get_run(asked.run_id)
+
+    try:
+        short, long = run("short", 0.2), run("long", 60)
+    finally:
+        stop_scheduler()
+    assert short.outcome == "success", short.error
+    assert (long.outcome, long.error) == ("failed", "it reached its time limit of 1 s; its process was killed")
 
 
 def test_a_task_that_says_cpu_bound_runs_in_a_process(store: Store, start_node: Start) -> None:
