@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -246,20 +246,27 @@ class TestStop:
         assert store.runs() == []
 
 
+@contextmanager
+def locked_from_outside(store: Store) -> Iterator[None]:
+    """Another program holds SQLite's write lock."""
+    path = store.engine.url.database
+    assert path is not None
+    with closing(sqlite3.connect(path, isolation_level=None)) as outside:
+        outside.execute("BEGIN IMMEDIATE")
+        yield
+        outside.execute("ROLLBACK")
+
+
 class TestStoreOutage:
     def test_a_locked_store_is_outlived(self, store: Store, start_node: Start) -> None:
         store.tasks["sample"] = SampleTask(lambda: None)
         store.add()
         node = start_node()
         wait_until(lambda: outcomes(store)["success"], "a first run")
-        path = store.engine.url.database
-        assert path is not None
-        with sqlite3.connect(path, isolation_level=None) as outside:
-            outside.execute("BEGIN IMMEDIATE")
+        with locked_from_outside(store):
             wait_until(lambda: node.health().problem, "the loop to notice")
             assert "locked" in (node.health().problem or "")
             assert node.health().alive
-            outside.execute("ROLLBACK")
         before = outcomes(store)["success"]
         wait_until(lambda: outcomes(store)["success"] > before + 1, "runs after the release")
         wait_until(lambda: node.health().problem is None, "a healthy loop")
@@ -272,14 +279,10 @@ class TestStoreOutage:
         node = start_node()
         node._ledger.request_run("job", "7")
         wait_until(lambda: outcomes(store)["running"], "the run")
-        path = store.engine.url.database
-        assert path is not None
-        with sqlite3.connect(path, isolation_level=None) as outside:
-            outside.execute("BEGIN IMMEDIATE")
+        with locked_from_outside(store):
             release.set()
             wait_until(lambda: not node._dispatcher.running(), "the end of the task")
             wait_until(lambda: node._dispatcher._retry_at > 0, "a failed try to record it")
-            outside.execute("ROLLBACK")
         wait_until(lambda: outcomes(store)["success"] == 1, "the end on record")
 
     def test_an_end_that_waits_for_the_store_is_recorded_by_the_stop(self, store: Store, start_node: Start) -> None:
@@ -289,29 +292,21 @@ class TestStoreOutage:
         node = start_node()
         node._ledger.request_run("job", "7")
         wait_until(lambda: outcomes(store)["running"], "the run")
-        path = store.engine.url.database
-        assert path is not None
-        with sqlite3.connect(path, isolation_level=None, check_same_thread=False) as outside:
-            outside.execute("BEGIN IMMEDIATE")
+        with locked_from_outside(store):
             release.set()
             wait_until(lambda: node._dispatcher._retry_at > 0, "a failed try to record it")
             stopping = threading.Thread(target=node.stop, args=(0.0,))
             stopping.start()
             wait_until(lambda: not node._dispatcher._thread.is_alive(), "the end of the drain")
-            outside.execute("ROLLBACK")
-            stopping.join(timeout=10)
+        stopping.join(timeout=10)
         assert outcomes(store) == {"success": 1}
 
     def test_a_stop_that_is_not_on_record_leaves_the_proof_of_it(self, store: Store, start_node: Start) -> None:
         node = start_node()
         wait_until(store.ledger.nodes, "its first heartbeat")
         assert node._lock_file is not None
-        path = store.engine.url.database
-        assert path is not None
-        with sqlite3.connect(path, isolation_level=None) as outside:
-            outside.execute("BEGIN IMMEDIATE")
+        with locked_from_outside(store):
             node.stop(0.0)
-            outside.execute("ROLLBACK")
         assert is_proof_of_death(str(node._lock_file.path))
 
 
