@@ -466,7 +466,7 @@ def test_a_child_that_dies_while_it_is_idle_is_replaced(store: Store, start_node
     node._ledger.request_run("job", "7")
     wait_until(lambda: store.runs(outcome="success"), "the first run", timeout_s=30)
     (idle,) = node._executors["process"]._idle
-    os.kill(idle.pid.result(), signal.SIGKILL)
+    idle.kill()
     # Not waited for: the pool may or may not know of the death when the next run comes.
     node._ledger.request_run("job", "7")
     wait_until(
