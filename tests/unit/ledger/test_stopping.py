@@ -264,8 +264,6 @@ def nap(seconds: float):
 
 
 def test_the_time_limit_does_not_count_while_a_process_builds_its_app(settings: Settings) -> None:
-    settings.scheduler_tasks_file.parent.mkdir(parents=True, exist_ok=True)
-    settings.scheduler_tasks_file.write_text("default_tasks: []\n", encoding="utf-8")
     settings.tasks_dir.mkdir(parents=True)
     (settings.tasks_dir / "slow_app.py").write_text(SLOW_APP, encoding="utf-8")
     runtime = runtime_of(create_app(settings))
