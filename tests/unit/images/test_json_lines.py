@@ -110,8 +110,8 @@ def test_a_signal_reaches_the_command(number: signal.Signals) -> None:
     name = number.name.removeprefix("SIG")
     command = f"trap 'echo told; exit 7' {name}; echo ready; while :; do sleep 0.05; done"
     # Who starts the tests in the background has them ignore some signals, and bash cannot trap what it was to ignore.
-    heeded = ["env", f"--default-signal={name}", "bash", "-c", command]
-    with subprocess.Popen([SCRIPT, "any", *heeded], stdout=subprocess.PIPE, text=True) as running:
+    heeding = ["env", f"--default-signal={name}", SCRIPT, "any", "bash", "-c", command]
+    with subprocess.Popen(heeding, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert json.loads(running.stdout.readline())["message"] == "ready"
         running.send_signal(number)
