@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -61,11 +62,12 @@ ROUTES = [
 
 @contextmanager
 def counted_queries(engine: Engine) -> Iterator[list[str]]:
-    """The statements that the engine runs meanwhile, without transaction control."""
+    """The statements that the engine runs meanwhile for this thread, without transaction control."""
     seen: list[str] = []
+    asking = threading.get_ident()  # the scheduler and the sender of alerts ask from threads of their own
 
     def note(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if statement not in ("BEGIN", "BEGIN IMMEDIATE"):
+        if threading.get_ident() == asking and statement not in ("BEGIN", "BEGIN IMMEDIATE"):
             seen.append(statement)
 
     event.listen(engine, "before_cursor_execute", note)
